@@ -1,0 +1,25 @@
+"""A lease: which subnet of the Network belongs to which node, and how its backend is reached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseAttrs:
+    """What a node publishes with its subnet. `backend_type` is empty for udp and alloc, as upstream's is."""
+
+    public_ip: IPv4Address
+    backend_type: str = ""
+    backend_data: Any = None  # decoded JSON; for vxlan {"VNI": 1, "VtepMAC": "aa:…"}
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One node's lease. `expiration` is Unix time in seconds, 0.0 for a reservation (no expiry)."""
+
+    subnet: IPv4Network
+    attrs: LeaseAttrs
+    expiration: float = 0.0

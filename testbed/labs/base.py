@@ -1,0 +1,117 @@
+"""The contract of every lab kind: run a command somewhere, files in and out, up and down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Protocol
+
+from testbed.model import LabSpec, NodeSpec
+
+TIMED_OUT = -1
+"""`Result.rc` of a command that did not end in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a command on a node ended. `rc` is negative for a signal, `TIMED_OUT` for a time-out."""
+
+    where: str
+    argv: tuple[str, ...]
+    rc: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the command exited 0."""
+        return self.rc == 0
+
+
+class Process(Protocol):
+    """A command that runs on; `subprocess.Popen` is one."""
+
+    stdin: IO[bytes] | None
+    stdout: IO[bytes] | None
+    stderr: IO[bytes] | None
+
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+class Place(Protocol):
+    """Where commands run: a node's namespaces, or a pod's network on that node."""
+
+    @property
+    def name(self) -> str:
+        """`worker1` for a node, `worker1/client` for a pod."""
+        ...
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        check: bool = True,
+        timeout: float = 30.0,
+        stdin: str | bytes | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Result:
+        """Run a command to its end.
+
+        Raises CommandError on a non-zero exit or a time-out, unless `check` is off.
+        """
+        ...
+
+    def spawn(self, argv: Sequence[str], *, pass_fds: Sequence[int] = (), stdin: bool = False) -> Process:
+        """Start a command whose output is piped to the caller; it ends with the lab at the latest."""
+        ...
+
+
+class Node(Place, Protocol):
+    """One machine of a lab."""
+
+    @property
+    def spec(self) -> NodeSpec: ...
+
+    def start(self, argv: Sequence[str], *, name: str, env: Mapping[str, str] | None = None) -> int:
+        """Start a daemon that outlives the caller; returns its pid on the node.
+
+        Its output goes to /var/log/NAME.log, its pid to /run/NAME.pid, both on the node.
+        """
+        ...
+
+    def read(self, path: str) -> bytes:
+        """Return a file of the node. Raises FileNotFoundError."""
+        ...
+
+    def write(self, path: str, data: bytes | str, *, mode: int = 0o644) -> None:
+        """Write a file on the node, making its folder where it is missing."""
+        ...
+
+    def netns(self, path: str, name: str) -> Place:
+        """The same node, but inside the network namespace at that path on it (a pod's)."""
+        ...
+
+
+class Lab(Protocol):
+    """A lab that is up."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def spec(self) -> LabSpec: ...
+    @property
+    def nodes(self) -> Mapping[str, Node]: ...
+
+    def node(self, name: str) -> Node:
+        """Return the machine of that name; KeyError where there is none."""
+        ...
+
+    def down(self) -> None:
+        """Remove the lab, and check that nothing of it is left."""
+        ...
