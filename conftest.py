@@ -1,0 +1,3 @@
+"""Loads the test-bed's pytest plugin, and nothing else."""
+
+pytest_plugins = ["testbed.plugin"]
