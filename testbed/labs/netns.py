@@ -1,0 +1,337 @@
+"""The embedded lab: network namespaces on one Linux machine, without Docker, cluster, image or root."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import IO, Any
+
+from testbed.errors import CommandError, LabError
+from testbed.labs import Progress, Quiet, interpreter, state
+from testbed.labs.base import TIMED_OUT, Result
+from testbed.labs.plan import ROOT_BECOMES, box_plan, wiring_faults
+from testbed.model import LabSpec, NodeSpec
+
+#: Nothing of the caller's environment gets into a lab.
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
+
+FRR_FOLDERS = ("/usr/lib/frr", "/usr/libexec/frr")
+
+UP_SECONDS = 60.0
+DOWN_SECONDS = 20.0
+
+#: Leaves a daemon behind: its output in a log, its pid in a file and on standard output.
+_START = 'log=$1 pid=$2; shift 2; setsid "$@" </dev/null >>"$log" 2>&1 & echo $! >"$pid"; echo $!'
+
+
+def _credentials() -> dict[str, Any]:
+    """Labs of root belong to an id that owns nothing; every command enters them as that id."""
+    return {"user": ROOT_BECOMES, "group": ROOT_BECOMES, "extra_groups": []} if os.getuid() == 0 else {}
+
+
+def frr_folder() -> str:
+    """Where FRR's daemons are. Raises LabError where they are not installed."""
+    for folder in FRR_FOLDERS:
+        if os.access(f"{folder}/zebra", os.X_OK) and os.access(f"{folder}/bgpd", os.X_OK):
+            return folder
+    raise LabError("FRR's zebra and bgpd are not installed", hint="apt-get install frr, or `./run` as root")
+
+
+@dataclass(frozen=True)
+class NetnsNode:
+    """A machine of an embedded lab; also a pod's network on it, where `inner` says how to get there."""
+
+    spec: NodeSpec
+    holder_pid: int
+    pid: int  # inside the box
+    inner: tuple[str, ...] = ()
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.label or self.spec.name
+
+    def entering(self, *, stay: bool = False) -> list[str]:
+        """The words that put a command into this node; with `stay` it outlives whoever started it."""
+        return [
+            *("nsenter", "-t", str(self.holder_pid), "-U", "--preserve-credentials", "-m", "-p", "-F", "--"),
+            *("nsenter", "-t", str(self.pid), "-n", "-m", "-u", "-i", "-p", "--"),
+            *(() if stay else ("setpriv", "--pdeathsig", "KILL", "--")),
+            *self.inner,
+        ]
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        check: bool = True,
+        timeout: float = 30.0,
+        stdin: str | bytes | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Result:
+        """Run a command to its end; see `Place.run`."""
+        return self._run(self.entering(), argv, check=check, timeout=timeout, stdin=stdin, env=env)
+
+    def _run(
+        self,
+        prefix: Sequence[str],
+        argv: Sequence[str],
+        *,
+        check: bool,
+        timeout: float,
+        stdin: str | bytes | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Result:
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        began = time.monotonic()
+        try:
+            done = subprocess.run(
+                [*prefix, *argv],
+                input=data,
+                stdin=subprocess.DEVNULL if data is None else None,
+                capture_output=True,
+                timeout=timeout,
+                check=False,
+                env=ENVIRONMENT | dict(env or {}),
+                **_credentials(),
+            )
+            rc, out, err = done.returncode, done.stdout, done.stderr
+        except subprocess.TimeoutExpired as error:
+            rc, out, err = TIMED_OUT, error.stdout or b"", error.stderr or b""
+        seconds = time.monotonic() - began
+        result = Result(self.name, tuple(argv), rc, out.decode(errors="replace"), err.decode(errors="replace"), seconds)
+        if check and rc:
+            raise CommandError(self.name, argv, rc, result.stderr or result.stdout)
+        return result
+
+    def spawn(self, argv: Sequence[str], *, pass_fds: Sequence[int] = (), stdin: bool = False) -> subprocess.Popen[bytes]:
+        """Start a command that runs on, output piped; see `Place.spawn`."""
+        return subprocess.Popen(
+            [*self.entering(), *argv],
+            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=pass_fds,
+            env=ENVIRONMENT,
+            **_credentials(),
+        )
+
+    def start(self, argv: Sequence[str], *, name: str, env: Mapping[str, str] | None = None) -> int:
+        """Start a daemon on this node; see `Node.start`."""
+        words = ["sh", "-c", _START, "start", f"/var/log/{name}.log", f"/run/{name}.pid", *argv]
+        done = self._run(self.entering(stay=True), words, check=True, timeout=30, env=env)
+        return int(done.stdout)
+
+    def read(self, path: str) -> bytes:
+        """Return a file of this node. Raises FileNotFoundError."""
+        done = subprocess.run(
+            [*self.entering(), "cat", "--", path], capture_output=True, check=False, env=ENVIRONMENT, **_credentials()
+        )
+        if done.returncode:
+            raise FileNotFoundError(f"{self.name}:{path}: {done.stderr.decode(errors='replace').strip()}")
+        return done.stdout
+
+    def write(self, path: str, data: bytes | str, *, mode: int = 0o644) -> None:
+        """Write a file on this node, making its folder where it is missing."""
+        self.run(["install", "-D", "-m", f"{mode:o}", "/dev/stdin", path], stdin=data)
+
+    def netns(self, path: str, name: str) -> NetnsNode:
+        """This node, but inside the network namespace at that path."""
+        return replace(self, inner=("nsenter", f"--net={path}", "--"), label=name)
+
+    def interactive(self, argv: Sequence[str]) -> int:
+        """Run a command on the caller's own terminal; returns its exit code."""
+        words = [*self.entering(stay=True), *argv]
+        env = ENVIRONMENT | {key: os.environ[key] for key in ("TERM", "COLORTERM") if key in os.environ}
+        return subprocess.run(words, check=False, env=env, **_credentials()).returncode
+
+
+@dataclass
+class NetnsLab:
+    """An embedded lab that is up."""
+
+    record: state.LabRecord
+    lifeline: int | None = None
+    kind: str = "netns"
+    nodes: Mapping[str, NetnsNode] = field(init=False)
+
+    def __post_init__(self) -> None:
+        pid = self.record.holder.pid
+        nodes = {n.name: NetnsNode(n, pid, self.record.pids[n.name]) for n in self.record.spec.nodes}
+        self.nodes = MappingProxyType(nodes)
+
+    @property
+    def spec(self) -> LabSpec:
+        return self.record.spec
+
+    def node(self, name: str) -> NetnsNode:
+        """Return the machine of that name; KeyError where there is none."""
+        return self.nodes[name]
+
+    @property
+    def alive(self) -> bool:
+        """Whether the lab's holder still runs."""
+        return self.record.holder.alive
+
+    def remember(self, **facts: Any) -> None:
+        """Keep facts about the lab for later commands."""
+        self.record = replace(self.record, facts=self.record.facts | facts)
+        self.record.save()
+
+    def detach(self) -> None:
+        """Let the lab outlive this process."""
+        if self.lifeline is not None:
+            os.write(self.lifeline, b"s")
+            os.close(self.lifeline)
+            self.lifeline = None
+
+    def down(self) -> None:
+        """Kill the holder, and with it everything; then check that nothing is left. Raises LabError."""
+        lab_id, holder = self.spec.id, self.record.holder
+        with state.locked(lab_id):
+            if not holder.kill(DOWN_SECONDS):
+                raise LabError(
+                    f"lab {lab_id} did not end within {DOWN_SECONDS:.0f} s of being killed",
+                    hint=f"its first process is pid {holder.pid}",
+                )
+            left = processes_in(holder.pid_namespace)
+            if left:
+                raise LabError(f"lab {lab_id} is down, but left processes behind: {' '.join(map(str, left))}")
+            if self.lifeline is not None:
+                os.close(self.lifeline)
+                self.lifeline = None
+            self.record.forget()
+
+
+def processes_in(pid_namespace: int) -> list[int]:
+    """The pids of all processes in a PID namespace, as far as this user may look."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                if os.stat(f"/proc/{entry}/ns/pid").st_ino == pid_namespace:
+                    found.append(int(entry))
+    return found
+
+
+def open_lab(lab_id: str) -> NetnsLab:
+    """Return a lab that was brought up earlier. Raises LabError where there is none."""
+    record = state.read_record(lab_id)
+    if record is None or not record.holder.alive:
+        others = [name for name in state.known_ids() if name != lab_id]
+        known = f"labs that are up: {', '.join(others)}" if others else "no lab is up; `testbed up` makes one"
+        raise LabError(f"lab {lab_id} is not up", hint=known)
+    return NetnsLab(record)
+
+
+def bring_up(spec: LabSpec, *, progress: Progress | None = None) -> NetnsLab:
+    """Make a lab from its model and check its wiring; it ends with this process until it is detached.
+
+    Raises LabError where a lab of that id is up already, something is missing on the host, or the wiring differs
+    from the model.
+    """
+    progress = progress or Quiet()
+    with state.locked(spec.id):
+        earlier = state.read_record(spec.id)
+        if earlier and earlier.holder.alive:
+            raise LabError(f"lab {spec.id} is already up", hint=f"`testbed down --name {spec.id}`, or another --name")
+        machines = f"{len(spec.nodes)} machines, {len(spec.links)} links"
+        with progress.step(f"Making {spec.topology}: {machines}"):
+            lab, facts = _make_box(spec)
+        try:
+            faults = wiring_faults(spec, facts)
+            if faults:
+                raise LabError("the lab is not wired as described:\n  " + "\n  ".join(faults), where=spec.id)
+            lab.record.save()
+        except BaseException:
+            lab.record.holder.kill(DOWN_SECONDS)
+            raise
+    return lab
+
+
+def _make_box(spec: LabSpec) -> tuple[NetnsLab, dict[str, Any]]:
+    """Start the box, hand it the plan, and wait for both of its answers."""
+    plan = json.dumps(box_plan(spec, frr_folder=frr_folder())).encode()
+    program = resources.files("testbed.labs").joinpath("box.py").read_text()
+    ours, theirs = os.pipe()
+    inside, lifeline = ours, theirs
+    try:
+        process = subprocess.Popen(
+            [interpreter(), "-I", "-S", "-c", program, str(inside), f"testbed-lab={spec.id}"],
+            pass_fds=[inside],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
+            cwd="/",
+        )
+    except OSError as error:
+        os.close(lifeline)
+        raise LabError(f"cannot start the lab: {error.strerror}") from error
+    finally:
+        os.close(inside)
+    try:
+        assert process.stdin and process.stdout and process.stderr
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(plan)
+            process.stdin.close()
+        answers = _answers(process.stdout, time.monotonic() + UP_SECONDS)
+        pid, facts = _understand(answers, process.stderr)
+        holder = state.Holder.of(pid)
+    except BaseException:
+        os.close(lifeline)  # the box ends by itself
+        process.kill()
+        raise
+    finally:
+        process.wait()
+    pids = {name: answer["pid"] for name, answer in facts.items()}
+    return NetnsLab(state.LabRecord(spec, holder, pids, {}), lifeline), facts
+
+
+def _answers(stream: IO[bytes], deadline: float) -> Iterable[dict[str, Any]]:
+    """The box's answers, a JSON object a line, until it has said all or the deadline passes."""
+    data = b""
+    while (left := deadline - time.monotonic()) > 0:
+        if not select.select([stream], [], [], left)[0]:
+            break
+        chunk = os.read(stream.fileno(), 1 << 20)
+        data += chunk
+        *lines, data = data.split(b"\n")
+        yield from (json.loads(line) for line in lines)
+        if not chunk:
+            return
+    raise LabError(f"the lab was not up within {UP_SECONDS:.0f} s")
+
+
+def _understand(answers: Iterable[dict[str, Any]], stderr: IO[bytes]) -> tuple[int, dict[str, Any]]:
+    pid = 0
+    for answer in answers:
+        if "error" in answer:
+            raise LabError(f"the lab could not be made: {answer['error']}", hint="`testbed doctor` says what is missing")
+        if "nodes" in answer:
+            return pid, answer["nodes"]
+        pid = answer["pid"]
+    said = stderr.read().decode(errors="replace").strip()
+    raise LabError(f"the lab could not be made\n{said}".rstrip(), hint="`testbed doctor` says what is missing")
+
+
+def down_all() -> list[str]:
+    """Remove every lab of this user, dead or alive; returns their ids."""
+    removed = []
+    for lab_id in state.known_ids():
+        record = state.read_record(lab_id)
+        if record:
+            NetnsLab(record).down()
+            removed.append(lab_id)
+    for path in Path(state.state_folder()).glob("*.tmp"):
+        path.unlink(missing_ok=True)
+    return removed

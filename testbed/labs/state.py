@@ -1,0 +1,174 @@
+"""Which labs of this user are there: one small file a lab, so that later commands find it from any terminal.
+
+A lab is named by the pid of its first process *and* that process's start time and PID namespace, since a pid alone
+may belong to somebody else by the time it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import select
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from testbed.errors import InputError, LabError
+from testbed.model import LabSpec
+
+_SPEC: TypeAdapter[LabSpec] = TypeAdapter(LabSpec)
+_ID = re.compile(r"[a-z0-9][a-z0-9_.-]{0,47}")
+
+
+def checked_id(lab_id: str) -> str:
+    """Return a lab's id if it is one. Raises InputError."""
+    if not _ID.fullmatch(lab_id):
+        raise InputError(
+            f"{lab_id!r} cannot name a lab", hint="lower-case letters, digits, _ . and -, at most 48 of them"
+        )
+    return lab_id
+
+
+def state_folder() -> Path:
+    """The folder of this user's labs. Raises LabError where it is somebody else's."""
+    uid = os.getuid()
+    runtime = Path(f"/run/user/{uid}")
+    if uid == 0:
+        folder = Path("/run/testbed")
+    elif runtime.is_dir() and os.access(runtime, os.W_OK):
+        folder = runtime / "testbed"
+    else:
+        folder = Path(f"/tmp/testbed-{uid}")
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise LabError(f"cannot keep track of labs in {folder}: {error.strerror}") from error
+    if found.st_uid != uid or found.st_mode & 0o077 or folder.is_symlink():
+        raise LabError(f"{folder} can be written by others", hint=f"remove it: rm -r {folder}")
+    return folder
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A lab's first process, by everything that tells it from another with the same pid."""
+
+    pid: int
+    start_time: int  # clock ticks since boot
+    pid_namespace: int  # inode
+
+    @classmethod
+    def of(cls, pid: int) -> Holder:
+        """Look at a live process. Raises ProcessLookupError or PermissionError."""
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+            namespace = os.stat(f"/proc/{pid}/ns/pid_for_children").st_ino
+        except FileNotFoundError as error:
+            raise ProcessLookupError(pid) from error
+        return cls(pid, int(stat.rpartition(")")[2].split()[19]), namespace)
+
+    @property
+    def alive(self) -> bool:
+        """Whether this very process still runs; a zombie does not."""
+        try:
+            return Holder.of(self.pid) == self
+        except (ProcessLookupError, PermissionError, OSError):
+            return False
+
+    def kill(self, timeout: float) -> bool:
+        """Kill it, and with it all that is in its PID namespace; returns whether it is gone in time (seconds)."""
+        try:
+            handle = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return True
+        try:
+            if not self.alive:
+                return True
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+            # Readable once every process of the namespace is gone: the first one waits for the others.
+            return bool(select.select([handle], [], [], timeout)[0])
+        finally:
+            os.close(handle)
+
+
+@dataclass(frozen=True, slots=True)
+class LabRecord:
+    """What is known of a lab that was brought up."""
+
+    spec: LabSpec
+    holder: Holder
+    pids: dict[str, int]  # each node's first process, as numbered inside the box
+    facts: dict[str, Any]  # what else later commands want: backend, pods, …
+
+    @property
+    def path(self) -> Path:
+        return state_folder() / f"{self.spec.id}.json"
+
+    def save(self) -> None:
+        """Write the record, whole or not at all."""
+        record = {
+            "schema": 1,
+            "spec": _SPEC.dump_python(self.spec, mode="json"),
+            "holder": [self.holder.pid, self.holder.start_time, self.holder.pid_namespace],
+            "pids": self.pids,
+            "facts": self.facts,
+        }
+        aside = self.path.with_suffix(".tmp")
+        try:
+            aside.write_text(json.dumps(record))
+            aside.replace(self.path)
+        except OSError as error:
+            raise LabError(f"cannot keep track of the lab: {error.strerror}", where=str(self.path)) from error
+
+    def forget(self) -> None:
+        """Remove the record."""
+        self.path.unlink(missing_ok=True)
+
+
+def read_record(lab_id: str) -> LabRecord | None:
+    """The record of a lab, or None where there is none. Raises LabError where it cannot be read."""
+    path = state_folder() / f"{checked_id(lab_id)}.json"
+    try:
+        record = json.loads(path.read_text())
+        spec = _SPEC.validate_python(record["spec"])
+        return LabRecord(spec, Holder(*record["holder"]), record["pids"], record["facts"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LabError(f"the record of lab {lab_id} cannot be read", where=str(path), hint="testbed down --all") from error
+
+
+def known_ids() -> tuple[str, ...]:
+    """The ids of all labs with a record, alive or not."""
+    return tuple(sorted(path.stem for path in state_folder().glob("*.json")))
+
+
+@contextmanager
+def locked(lab_id: str) -> Iterator[None]:
+    """Hold the lab's name while it is brought up or down. Raises LabError where somebody else does."""
+    path = state_folder() / f"{checked_id(lab_id)}.lock"
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LabError(
+                f"lab {lab_id} is being brought up or down by another command",
+                hint="wait for it, or give this one another --name",
+            ) from None
+        yield
+
+
+@cache
+def boot_id() -> str:
+    """Identifies this boot of the machine."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
