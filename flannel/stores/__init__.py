@@ -1,1 +1,1 @@
-
+"""Where leases live."""

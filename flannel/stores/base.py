@@ -37,8 +37,8 @@ class Snapshot:
     """Every usable lease of the store, the own one included, as of one revision.
 
     `complete` is False where the list cannot be trusted to be whole: its leases are real, but a lease that is not in it
-    may exist all the same. The own lease is in the list wherever the store has it, so that a list without anything in it
-    means that the store lost its content, and not that the last peer has gone.
+    may exist all the same. The own lease is in the list wherever the store has it, so that an empty list means that the
+    store lost its content, and not that the last peer has gone.
     """
 
     leases: tuple[Lease, ...]
@@ -79,7 +79,7 @@ class Store(Protocol):
         """Return the network configuration's JSON text; raises StoreError (the caller asks again)."""
 
     def acquire(self, conf: NetConf, attrs: LeaseAttrs, previous: IPv4Network | None) -> Lease:
-        """Get this node's lease: its old one, else `previous` where that is free, else a free subnet. Raises StoreError."""
+        """Get this node's lease: its old one, else `previous` if it is free, else a free subnet. Raises StoreError."""
 
     def watch(self, post: Post) -> None:
         """Start the threads that list, watch and renew, and return at once; never raises. Call `acquire` before."""

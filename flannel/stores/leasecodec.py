@@ -1,0 +1,120 @@
+"""A lease as etcd has it: its key, its value, and whether this node can use it."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Network
+from typing import Any
+
+from flannel.lease import Lease, LeaseAttrs
+
+#: Every type that a flannel node may publish; udp and alloc publish none.
+KNOWN_TYPES = frozenset(
+    ("", "vxlan", "host-gw", "ipip", "udp", "wireguard", "ipsec", "alloc", "extension", "tencent-vpc")
+)
+
+
+def lease_key(subnet: IPv4Network) -> str:
+    """Return a subnet's key below `subnets/`."""
+    return f"{subnet.network_address}-{subnet.prefixlen}"
+
+
+def parse_key(text: str) -> tuple[IPv4Network, IPv6Network | None]:
+    """Read a key below `subnets/`: `10.5.34.0-24`, with `&fd00:10:5:34::-64` in dual stack.
+
+    Raises ValueError.
+    """
+    v4_text, ampersand, v6_text = text.partition("&")
+    address, length = _split(v4_text, 31)
+    v4 = IPv4Network((IPv4Address(address), length))
+    if not ampersand:
+        return v4, None
+    address, length = _split(v6_text, 127)
+    if address != address.lower() or "%" in address:
+        raise ValueError("an IPv6 address in lower case was expected")
+    return v4, IPv6Network((address, length))
+
+
+def _split(text: str, longest: int) -> tuple[str, int]:
+    address, dash, length = text.rpartition("-")
+    if not dash or not length.isascii() or not length.isdigit() or len(length) > 3 or int(length) > longest:
+        raise ValueError(f"ADDRESS-LENGTH was expected, with a length of {longest} at most")
+    return address, int(length)
+
+
+def lease_value(attrs: LeaseAttrs) -> bytes:
+    """Return what a node publishes, in upstream's order of fields."""
+    value: dict[str, Any] = {"PublicIP": str(attrs.public_ip), "PublicIPv6": None}
+    if attrs.backend_type:
+        value["BackendType"] = attrs.backend_type
+    if attrs.backend_data is not None:
+        value["BackendData"] = attrs.backend_data
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def parse_value(data: bytes) -> LeaseAttrs:
+    """Read what a node published. Raises ValueError that names the fault."""
+    try:
+        decoded = json.loads(data.decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"it is not JSON ({error})") from error
+    if not isinstance(decoded, dict):
+        raise ValueError("it is not a JSON object")
+    fields = {name.lower(): value for name, value in decoded.items()}  # upstream reads keys so, too
+    public_ip, backend_type = fields.get("publicip"), fields.get("backendtype") or ""
+    if not isinstance(public_ip, str):
+        raise ValueError("it has no PublicIP")
+    if not isinstance(backend_type, str):
+        raise ValueError("its BackendType is not a string")
+    try:
+        return LeaseAttrs(IPv4Address(public_ip), backend_type, fields.get("backenddata"))
+    except AddressValueError as error:
+        raise ValueError(f"its PublicIP is no IPv4 address: {error}") from error
+
+
+def why_unusable(lease: Lease, network: IPv4Network) -> str:
+    """Return why a peer's lease cannot be used within `network`, "" if it can.
+
+    A value in etcd is a stranger's word: one bad lease must cost that lease only.
+    """
+    attrs, subnet = lease.attrs, lease.subnet
+    if not subnet.subnet_of(network) or subnet == network:
+        return f"its subnet {subnet} is not a part of the Network {network}"
+    ip = attrs.public_ip
+    if ip.is_unspecified or ip.is_multicast or ip.is_loopback or int(ip) == 0xFFFFFFFF:
+        return f"its PublicIP {ip} is no node's address"
+    if ip in network:
+        return f"its PublicIP {ip} lies inside the Network {network}, and would be reached through itself"
+    if attrs.backend_type not in KNOWN_TYPES:
+        return f"its BackendType {quoted(attrs.backend_type)} is unknown"
+    if attrs.backend_type == "vxlan":
+        return _why_bad_vxlan(attrs.backend_data)
+    return ""
+
+
+def _why_bad_vxlan(data: Any) -> str:
+    if not isinstance(data, dict):
+        return "its BackendData is not a JSON object"
+    # A fault of the VNI is the backend's to judge; a bad MAC would poison neighbours and FDB.
+    mac = {name.lower(): value for name, value in data.items()}.get("vtepmac")
+    if not isinstance(mac, str) or not is_unicast_mac(mac):
+        return f"its VtepMAC {quoted(mac)} is no unicast MAC"
+    return ""
+
+
+def is_unicast_mac(text: str) -> bool:
+    """Return whether `text` is a MAC (six pairs of hex digits with colons) that one station can have."""
+    pairs = text.split(":")
+    if len(pairs) != 6 or not all(len(pair) == 2 and pair.isalnum() and pair.isascii() for pair in pairs):
+        return False
+    try:
+        octets = bytes(int(pair, 16) for pair in pairs)
+    except ValueError:
+        return False
+    return any(octets) and not octets[0] & 1
+
+
+def quoted(value: Any) -> str:
+    """Return a stranger's value for a log line: on one line, printable, and short."""
+    text = ascii(value)
+    return text if len(text) <= 100 else text[:97] + "..."
