@@ -6,7 +6,7 @@ from pathlib import Path
 
 from testbed.errors import LabError
 
-FOLDERS = ("topologies", "kind-configs", "manifests", "suites")
+FOLDERS = ("topologies", "kind-configs", "manifests", "suites", "flannel")
 """What a wheel carries inside the package `testbed`, and a checkout beside it."""
 
 

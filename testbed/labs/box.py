@@ -167,12 +167,14 @@ BASE_FILES = ("ld.so.cache", "ld.so.conf", "nsswitch.conf", "services", "protoco
 
 def make_base(base: str) -> None:
     """Copy the few things of the host's /etc that programs need."""
+    os.makedirs(f"{base}/alternatives")
     for name in BASE_FILES:
         source = f"/etc/{name}"
         if os.path.isdir(source):
-            os.makedirs(f"{base}/{name}")
+            os.makedirs(f"{base}/{name}", exist_ok=True)
             for entry in os.listdir(source):
-                copy(f"{source}/{entry}", f"{base}/{name}/{entry}")
+                if not entry.endswith(".gz"):  # manual pages
+                    copy(f"{source}/{entry}", f"{base}/{name}/{entry}")
         else:
             copy(source, f"{base}/{name}")
 
@@ -203,7 +205,12 @@ def make_node_root(node: dict[str, Any]) -> None:
     os.symlink("/run", "/var/run")
     os.symlink("/run/lock", "/var/lock")
     for name in os.listdir("/.base"):
-        os.symlink(f"/.base/{name}", f"/etc/{name}")
+        if name != "alternatives":
+            os.symlink(f"/.base/{name}", f"/etc/{name}")
+    # A node's own: which iptables it has is chosen by node.
+    os.makedirs("/etc/alternatives")
+    for name in os.listdir("/.base/alternatives"):
+        copy(f"/.base/alternatives/{name}", f"/etc/alternatives/{name}")
     for path, text in node["files"].items():
         os.makedirs(os.path.dirname(path), exist_ok=True)
         write(path, text)

@@ -213,13 +213,14 @@ class NetnsLab:
 
 
 def processes_in(pid_namespace: int) -> list[int]:
-    """The pids of all processes in a PID namespace, as far as this user may look."""
+    """The pids of all live processes in a PID namespace, as far as this user may look; a zombie is none."""
     found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                if os.stat(f"/proc/{entry}/ns/pid").st_ino == pid_namespace:
-                    found.append(int(entry))
+                dead = (entry / "stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+                if not dead and (entry / "ns/pid").stat().st_ino == pid_namespace:
+                    found.append(int(entry.name))
     return found
 
 

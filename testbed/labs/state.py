@@ -16,7 +16,6 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -157,18 +156,27 @@ def known_ids() -> tuple[str, ...]:
 def locked(lab_id: str) -> Iterator[None]:
     """Hold the lab's name while it is brought up or down. Raises LabError where somebody else does."""
     path = state_folder() / f"{checked_id(lab_id)}.lock"
-    with path.open("w") as file:
+    file = _lock(path, lab_id)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held, so that nobody can hold the name by an older file
+        os.close(file)
+
+
+def _lock(path: Path, lab_id: str) -> int:
+    while True:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.fstat(file).st_ino == path.stat().st_ino:
+                return file
         except BlockingIOError:
+            os.close(file)
             raise LabError(
                 f"lab {lab_id} is being brought up or down by another command",
                 hint="wait for it, or give this one another --name",
             ) from None
-        yield
-
-
-@cache
-def boot_id() -> str:
-    """Identifies this boot of the machine."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        except FileNotFoundError:
+            pass  # removed between the two looks
+        os.close(file)

@@ -1,0 +1,341 @@
+"""Putting flannel on a lab's nodes: etcd, the CNI plugins, flanneld, then pods."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib import util
+from ipaddress import IPv4Interface, IPv4Network
+from pathlib import Path
+from typing import Any, TypeVar
+
+from testbed.data import folder
+from testbed.deadline import Deadline
+from testbed.errors import Exit, LabError, TestbedError
+from testbed.flannelspec import CONFLIST, FlannelSpec, check_fits, default_flannel
+from testbed.labs import Progress, Quiet, interpreter, netns
+from testbed.labs.netns import NetnsLab, NetnsNode
+from testbed.manifest import read_manifest
+from testbed.nodes import pods
+from testbed.nodes.etcd import PREFIX, Etcd
+from testbed.nodes.fabric import wait_converged
+from testbed.options import RunOptions
+from testbed.topology import load_topology
+
+FLANNELD = "/opt/flannel/flanneld"
+LIBRARY = "/opt/flannel/lib"
+READY_SECONDS = 20.0
+ETCD_SECONDS = 15.0
+STOP_SECONDS = 10.0
+
+#: Where distributions put the reference CNI plugins.
+CNI_FOLDERS = ("/usr/lib/cni", "/usr/libexec/cni", "/opt/cni/bin")
+
+T = TypeVar("T")
+
+
+class ProductError(TestbedError):
+    """The implementation under test did not do what it has to before anything can be checked."""
+
+    exit_code = Exit.FAILED
+
+
+@dataclass
+class Cluster:
+    """A lab with flannel and pods on it."""
+
+    lab: NetnsLab
+    flannel: FlannelSpec
+    options: RunOptions
+    pods: dict[str, pods.Pod] = field(default_factory=dict)
+
+    @property
+    def members(self) -> tuple[NetnsNode, ...]:
+        """The nodes that run flannel."""
+        return tuple(self.lab.node(n.name) for n in self.lab.spec.cluster_nodes)
+
+    @property
+    def etcd(self) -> Etcd:
+        return Etcd(self.lab.node(self.lab.spec.control_plane))
+
+    def implementation(self, node: str) -> str:
+        """Which flanneld runs there: `bundled`, or the path it was given by."""
+        return str(self.options.implementation(node) or "bundled")
+
+    def subnet_env(self, node: str) -> dict[str, str]:
+        """The node's subnet.env as keys and values. Raises FileNotFoundError."""
+        text = self.lab.node(node).read(self.flannel.subnet_file).decode()
+        return dict(line.partition("=")[::2] for line in text.splitlines())
+
+    def pod_cidr(self, node: str) -> IPv4Network:
+        """The subnet that the node leased."""
+        return IPv4Interface(self.subnet_env(node)["FLANNEL_SUBNET"]).network
+
+    def leases(self) -> dict[str, dict[str, Any]]:
+        """Every lease in the store by node: `key`, and `value` as decoded JSON."""
+        by_address = {str(n.ip): n.name for n in self.lab.spec.cluster_nodes}
+        found = {}
+        for key, text in self.etcd.under(f"{PREFIX}/subnets/").items():
+            value = json.loads(text)
+            address = value.get("PublicIP", "")
+            found[by_address.get(address, address)] = {"key": key, "value": value}
+        return found
+
+    def flanneld_argv(self, node: str) -> list[str]:  # noqa: ARG002 (a cluster of several stores will differ by node)
+        """The command line of a node's flanneld."""
+        store = [f"--etcd-endpoints={self.etcd.endpoint}", f"--etcd-prefix={PREFIX}"]
+        return [FLANNELD, *store, *self.flannel.args]
+
+    def start_flanneld(self, node: str) -> int:
+        """Start flanneld; returns its pid on the node. It is ready some time later: see `wait_ready`."""
+        return self.lab.node(node).start(self.flanneld_argv(node), name="flanneld", env=self.flannel.env)
+
+    def flanneld_pid(self, node: str) -> int | None:
+        """The pid of the node's flanneld; None where it does not run."""
+        script = 'pid=$(cat /run/flanneld.pid 2>/dev/null) && kill -0 "$pid" 2>/dev/null && echo "$pid"'
+        text = self.lab.node(node).run(["sh", "-c", script], check=False).stdout.strip()
+        return int(text) if text else None
+
+    def signal_flanneld(self, node: str, name: str) -> None:
+        """Send the node's flanneld a signal (`STOP`, `CONT`, …). Raises CommandError where it does not run."""
+        self.lab.node(node).run(["sh", "-c", 'kill -s "$1" "$(cat /run/flanneld.pid)"', "kill", name])
+
+    def stop_flanneld(self, node: str, signal: str = "TERM") -> None:
+        """End the node's flanneld and wait until it is gone. Raises ProductError where it stays."""
+        self.signal_flanneld(node, signal)
+        gone = Deadline(STOP_SECONDS).poll(lambda: self.flanneld_pid(node) is None or None)
+        if gone is None:
+            raise ProductError(f"flanneld did not end within {STOP_SECONDS:.0f} s of SIG{signal}", where=node)
+
+    def wait_ready(self, names: Iterable[str]) -> None:
+        """Wait until flanneld has written subnet.env on these nodes. Raises ProductError with the end of its log."""
+        deadline = Deadline(READY_SECONDS)
+        for name in names:
+            if deadline.poll(lambda name=name: self._ready(name)) is None:  # type: ignore[misc]
+                what = f"flanneld wrote no {self.flannel.subnet_file} within {READY_SECONDS:.0f} s"
+                raise ProductError(f"{what}\n{self.flanneld_log(name)}", where=name)
+
+    def _ready(self, name: str) -> bool | None:
+        node = self.lab.node(name)
+        if node.run(["test", "-s", self.flannel.subnet_file], check=False).ok:
+            return True
+        if self.flanneld_pid(name) is None:
+            raise ProductError(f"flanneld ended instead of getting ready\n{self.flanneld_log(name)}", where=name)
+        return None
+
+    def flanneld_log(self, node: str, lines: int = 20) -> str:
+        """The end of the node's flanneld log."""
+        return self.lab.node(node).run(["tail", "-n", str(lines), "/var/log/flanneld.log"], check=False).stdout.rstrip()
+
+    def add_pod(self, node: str, name: str) -> pods.Pod:
+        """Make a pod on a node. Raises CniError where a plugin refuses."""
+        pod = pods.make_pod(self.lab.node(node), name, self.flannel.cni_conf, self.lab.spec.id)
+        self.pods[pod.name] = pod
+        return pod
+
+    def delete_pod(self, pod: pods.Pod) -> None:
+        """Remove a pod. Raises CniError where a plugin refuses."""
+        pods.remove_pod(pod, self.flannel.cni_conf)
+        self.pods.pop(pod.name, None)
+
+    def pod(self, endpoint: str) -> pods.Pod:
+        """The pod of that endpoint, `worker1/client`; KeyError where there is none."""
+        return self.pods[endpoint]
+
+
+def cni_folder() -> Path:
+    """Where the reference plugins are on this machine. Raises LabError."""
+    for name in CNI_FOLDERS[:2]:
+        if os.access(f"{name}/bridge", os.X_OK) and os.access(f"{name}/host-local", os.X_OK):
+            return Path(name)
+    raise LabError(
+        "the CNI plugins bridge and host-local are not installed",
+        hint="apt-get install containernetworking-plugins, or `./run` as root",
+    )
+
+
+class _Archive:
+    """Files for a node, gathered as one tar so that one command puts them there."""
+
+    def __init__(self) -> None:
+        self.buffer = io.BytesIO()
+        self.tar = tarfile.open(fileobj=self.buffer, mode="w")  # noqa: SIM115 (closed by `bytes`)
+
+    def add(self, path: str, data: bytes | str, mode: int = 0o644) -> None:
+        content = data.encode() if isinstance(data, str) else data
+        info = tarfile.TarInfo(path.lstrip("/"))
+        info.size, info.mode = len(content), mode
+        self.tar.addfile(info, io.BytesIO(content))
+
+    def link(self, path: str, target: str) -> None:
+        info = tarfile.TarInfo(path.lstrip("/"))
+        info.type, info.linkname = tarfile.SYMTYPE, target
+        self.tar.addfile(info)
+
+    def bytes(self) -> bytes:
+        self.tar.close()
+        return self.buffer.getvalue()
+
+
+def bundled_launchers() -> dict[str, str]:
+    """The texts of the bundled flanneld and CNI plugin as a node runs them."""
+    path = folder("flannel") / "launcher.py"
+    spec = util.spec_from_file_location("flannel_launcher", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    texts: dict[str, str] = module.launchers(interpreter(), LIBRARY)
+    return texts
+
+
+def node_files(flannel: FlannelSpec, flanneld: Path | None, plugin: Path | None) -> bytes:
+    """Everything that a node gets before flanneld starts, as a tar archive."""
+    archive = _Archive()
+    source = folder("flannel")
+    for path in sorted(source.rglob("*.py")):
+        archive.add(f"{LIBRARY}/flannel/{path.relative_to(source)}", path.read_bytes())
+    for path, name, given in ((FLANNELD, "flanneld", flanneld), ("/opt/cni/bin/flannel", "flannel", plugin)):
+        archive.add(path, _executable(given) if given else bundled_launchers()[name], 0o755)
+    plugins = cni_folder()
+    for path in sorted(plugins.iterdir()):
+        if path.name != "flannel":
+            archive.link(f"/opt/cni/bin/{path.name}", str(path))
+    archive.add(CONFLIST, json.dumps(flannel.cni_conf, indent=2) + "\n")
+    archive.add("/etc/kube-flannel/net-conf.json", json.dumps(flannel.net_conf, indent=2) + "\n")
+    archive.add("/etc/kube-flannel/cni-conf.json", json.dumps(flannel.cni_conf, indent=2) + "\n")
+    _choose_rules(archive, flannel.rules)
+    return archive.bytes()
+
+
+def _executable(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise LabError(f"cannot read {path}: {error.strerror}", hint="give the path of a program file") from error
+
+
+ALTERNATIVES = Path("/etc/alternatives")
+
+
+def _choose_rules(archive: _Archive, rules: str) -> None:
+    """Make `iptables` on the node the flavour that was asked for, whatever the host's default is."""
+    flavour = "legacy" if rules == "iptables-legacy" else "nft"
+    if not ALTERNATIVES.is_dir():
+        return
+    for path in filter(Path.is_symlink, ALTERNATIVES.iterdir()):
+        if path.name.startswith(("iptables", "ip6tables")) and not path.name.endswith(".gz"):
+            target = str(path.readlink()).replace("-legacy", f"-{flavour}").replace("-nft", f"-{flavour}")
+            archive.link(str(path), target)
+
+
+def each(function: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
+    """Do something for every item side by side; the first error is raised once all have ended."""
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        return list(pool.map(function, items))
+
+
+def describe_lab(options: RunOptions) -> tuple[netns.LabSpec, FlannelSpec]:
+    """Read topology and manifest: what will be brought up. Raises InputError."""
+    if options.manifest:
+        flannel = read_manifest(options.manifest, options.backend, rules=options.rules, overrides=options.net_conf)
+    else:
+        flannel = default_flannel(options.backend, net_conf_overrides=options.net_conf, rules=options.rules)
+    topology = options.topology or flannel.backend.topology
+    spec = load_topology(topology, options.name, overrides=options.settings, mtu=options.mtu)
+    check_fits(flannel, spec)
+    return spec, flannel
+
+
+def bring_up(options: RunOptions, progress: Progress | None = None) -> Cluster:
+    """Bring up a lab with flannel and pods, ready to be checked; it ends with this process unless detached.
+
+    Raises InputError for a wrong topology, manifest or option before anything is made, LabError where the lab is at
+    fault and ProductError where the implementation under test does not get ready. Nothing is left behind then.
+    """
+    progress = progress or Quiet()
+    spec, flannel = describe_lab(options)
+    if not flannel.backend.implemented and not options.flanneld:
+        raise LabError(f"the bundled flanneld has no {flannel.backend.type} backend yet", hint="give one by --flanneld")
+    cni_folder()
+    lab = netns.bring_up(spec, progress=progress)
+    try:
+        cluster = Cluster(lab, flannel, options)
+        deploy(cluster, progress)
+    except BaseException:
+        lab.down()
+        raise
+    return cluster
+
+
+def deploy(cluster: Cluster, progress: Progress) -> None:
+    """Put etcd, flannel and pods on a bare lab."""
+    lab, options = cluster.lab, cluster.options
+    names = [node.name for node in cluster.members]
+    cluster.etcd.start()
+    with progress.step(f"Copying flannel and the CNI plugins to {len(names)} nodes"):
+        archives: dict[tuple[Path | None, Path | None], bytes] = {}
+        for name in names:
+            key = (options.implementation(name), options.plugin(name))
+            if key not in archives:
+                archives[key] = node_files(cluster.flannel, *key)
+        untar = ["tar", "-x", "-C", "/", "--no-same-owner", "--unlink-first"]
+        each(
+            lambda n: lab.node(n).run(untar, stdin=archives[(options.implementation(n), options.plugin(n))]), names
+        )
+    with progress.step("Waiting for BGP to converge"):
+        wait_converged(lab)
+    with progress.step("Writing flannel's configuration to etcd"):
+        cluster.etcd.wait_ready(ETCD_SECONDS)
+        cluster.etcd.put(f"{PREFIX}/config", json.dumps(cluster.flannel.net_conf))
+    with progress.step(f"Starting flanneld ({cluster.flannel.backend.type})"):
+        each(cluster.start_flanneld, names)
+        cluster.wait_ready(names)
+    with progress.step("Making pods through CNI"):
+        wanted = [(name, "testapp") for name in names] + [(client_node(cluster), "client")]
+        each(lambda pair: cluster.add_pod(*pair), wanted)
+        start_outside(cluster)
+    remember(cluster)
+
+
+def client_node(cluster: Cluster) -> str:
+    """Where the client pod runs: the first node that is not the control plane."""
+    names = [node.name for node in cluster.members]
+    workers = [name for name in names if name != cluster.lab.spec.control_plane]
+    return (workers or names)[0]
+
+
+def start_outside(cluster: Cluster) -> None:
+    """Start the server on the host beyond the fabric."""
+    outside = cluster.lab.node(cluster.lab.spec.outside.name)
+    outside.start(pods.server_argv("outside", outside.name, str(outside.spec.ip)), name="outside")
+    pods.wait_listening(outside, "/var/log/outside.log", "the outside host")
+
+
+def remember(cluster: Cluster) -> None:
+    """Keep what later commands want to know of the cluster."""
+    cluster.lab.remember(
+        backend=cluster.flannel.backend.run,
+        rules=cluster.flannel.rules,
+        implementations={node.name: cluster.implementation(node.name) for node in cluster.members},
+        bridge=cluster.flannel.bridge,
+        tunnel=cluster.flannel.tunnel_device,
+        subnet_file=cluster.flannel.subnet_file,
+        pods={
+            name: {"node": pod.node.name, "pod": pod.pod_name, "address": str(pod.address), "netns": pod.netns}
+            for name, pod in cluster.pods.items()
+        },
+    )
+
+
+def with_pods(lab: NetnsLab) -> Mapping[str, NetnsNode]:
+    """Every place of a remembered lab by its endpoint: nodes, and pods as `NODE/POD`."""
+    places = dict(lab.nodes)
+    for name, pod in lab.record.facts.get("pods", {}).items():
+        places[name] = lab.node(pod["node"]).netns(pod["netns"], name)
+    return places

@@ -1,0 +1,66 @@
+"""The fabric's routing: has every router learned every rack, over every path?"""
+
+from __future__ import annotations
+
+import json
+from ipaddress import IPv4Network
+
+from testbed.deadline import Deadline
+from testbed.errors import LabError
+from testbed.labs.base import Lab
+from testbed.model import LabSpec, NodeSpec, Role
+
+CONVERGE_SECONDS = 20.0
+
+
+def expected_paths(lab: LabSpec, router: NodeSpec) -> dict[IPv4Network, int]:
+    """What a router has to learn: each prefix that is not its own, with the number of equal paths to it."""
+    spines = len(lab.of_role(Role.SPINE))
+    leaves = lab.of_role(Role.LEAF)
+    outside = lab.outside
+    wanted: dict[IPv4Network, int] = {}
+    for leaf in leaves:
+        if leaf.bridge_address and leaf.name != router.name:
+            direct = router.role is Role.SPINE or not spines
+            wanted[leaf.bridge_address.network] = 1 if direct else spines
+    if outside.loopback and router.name != outside.name:
+        direct = router.role is Role.SPINE or not spines
+        wanted[outside.loopback.network] = 1 if direct else spines
+    return wanted
+
+
+def missing_paths(lab: Lab, router: NodeSpec) -> list[str]:
+    """What a router has not learned yet, a line each."""
+    routes = json.loads(lab.node(router.name).run(["ip", "-j", "-4", "route", "show"]).stdout)
+    have = {}
+    for route in routes:
+        prefix = route["dst"] if "/" in route["dst"] else f"{route['dst']}/32"
+        have[prefix.replace("default/32", "0.0.0.0/0")] = len(route.get("nexthops", [0]))
+    return [
+        f"{router.name} has {have.get(str(prefix), 0)} of {paths} paths to {prefix}"
+        for prefix, paths in expected_paths(lab.spec, router).items()
+        if have.get(str(prefix), 0) != paths
+    ]
+
+
+def wait_converged(lab: Lab) -> None:
+    """Wait until BGP has spread every route over every path. Raises LabError naming what is missing."""
+    deadline = Deadline(CONVERGE_SECONDS)
+    waiting = [node for node in lab.spec.nodes if node.routes]
+    missing: list[str] = []
+
+    def done() -> bool | None:
+        missing.clear()
+        for router in list(waiting):
+            lines = missing_paths(lab, router)
+            if lines:
+                missing.extend(lines)
+                return None  # the others are looked at once this one is there
+            waiting.remove(router)
+        return True
+
+    if deadline.poll(done) is None:
+        raise LabError(
+            f"BGP did not converge within {CONVERGE_SECONDS:.0f} s:\n  " + "\n  ".join(missing),
+            hint="/var/log/bgpd.log and /var/log/zebra.log on that router say why",
+        )

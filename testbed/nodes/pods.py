@@ -1,0 +1,114 @@
+"""Pods as a container runtime makes them: a network namespace, the conflist's plugins, and a server in it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from ipaddress import IPv4Address, IPv4Interface
+from typing import Any
+
+from testbed.errors import LabError
+from testbed.labs import interpreter
+from testbed.labs.base import Node, Place, Process, Result
+from testbed.nodes import cni
+
+HTTP_PORT = 80
+ECHO_PORT = 7
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod on a node; a `Place` whose commands run in the pod's network."""
+
+    node: Node
+    pod_name: str
+    address: IPv4Address
+    mac: str
+    attachment: cni.Attachment
+    result: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The pod as endpoints are written: `worker1/client`."""
+        return f"{self.node.name}/{self.pod_name}"
+
+    @property
+    def container_id(self) -> str:
+        return self.attachment.container_id
+
+    @property
+    def netns(self) -> str:
+        """Path of the pod's network namespace on its node."""
+        return self.attachment.netns
+
+    @property
+    def place(self) -> Place:
+        return self.node.netns(self.netns, self.name)
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        check: bool = True,
+        timeout: float = 30.0,
+        stdin: str | bytes | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Result:
+        """Run a command in the pod's network; see `Place.run`."""
+        return self.place.run(argv, check=check, timeout=timeout, stdin=stdin, env=env)
+
+    def spawn(self, argv: Sequence[str], *, pass_fds: Sequence[int] = (), stdin: bool = False) -> Process:
+        """Start a command in the pod's network; see `Place.spawn`."""
+        return self.place.spawn(argv, pass_fds=pass_fds, stdin=stdin)
+
+
+def container_id(lab_id: str, node: str, pod: str) -> str:
+    """A container id as runtimes give them: 64 hexadecimal digits, the same for the same pod of the same lab."""
+    return hashlib.sha256(f"{lab_id}/{node}/{pod}".encode()).hexdigest()
+
+
+def server_argv(pod: str, node: str, address: str) -> list[str]:
+    """The command of the server that says who it is."""
+    program = resources.files("testbed.nodes").joinpath("podserver.py").read_text()
+    return [interpreter(), "-I", "-S", "-c", program, pod, node, address]
+
+
+def wait_listening(node: Node, log: str, argv_name: str) -> None:
+    """Wait until a server has said that it listens. Raises LabError."""
+    script = 'for _ in $(seq 200); do grep -q "^listening" "$1" 2>/dev/null && exit 0; sleep 0.02; done; cat "$1"; exit 1'
+    done = node.run(["sh", "-c", script, "wait", log], check=False)
+    if done.rc:
+        raise LabError(f"the server of {argv_name} did not start: {done.stdout.strip()[-500:]}", where=node.name)
+
+
+def make_pod(
+    node: Node, name: str, conflist: Mapping[str, Any], lab_id: str, runtime: Mapping[str, Any] | None = None
+) -> Pod:
+    """Make a pod and start its server. Raises CniError where a plugin refuses; nothing of the pod is left then."""
+    identity = container_id(lab_id, node.name, name)
+    netns = f"/run/netns/cni-{identity[:12]}"
+    attachment = cni.Attachment(identity, netns)
+    node.run(["ip", "netns", "add", f"cni-{identity[:12]}"])
+    try:
+        loopback = {"cniVersion": "0.3.1", "name": "lo", "type": "loopback"}
+        cni.call(node, "ADD", loopback, cni.Attachment(identity, netns, "lo"))
+        result = cni.add(node, conflist, attachment, runtime)
+    except BaseException:
+        node.run(["ip", "netns", "delete", f"cni-{identity[:12]}"], check=False)
+        raise
+    address = IPv4Interface(result["ips"][0]["address"]).ip
+    mac = next(i["mac"] for i in result["interfaces"] if i.get("sandbox") and i["name"] == attachment.ifname)
+    pod = Pod(node, name, address, mac, attachment, result)
+    server = ["nsenter", f"--net={netns}", "--", *server_argv(name, node.name, str(address))]
+    node.start(server, name=f"pod-{name}")
+    wait_listening(node, f"/var/log/pod-{name}.log", pod.name)
+    return pod
+
+
+def remove_pod(pod: Pod, conflist: Mapping[str, Any]) -> None:
+    """Stop a pod's server, detach it by CNI DEL, and remove its namespace. Raises CniError."""
+    pod.node.run(["sh", "-c", 'kill "$(cat "$1")"', "stop", f"/run/pod-{pod.pod_name}.pid"], check=False)
+    cni.delete(pod.node, conflist, pod.attachment, pod.result)
+    pod.node.run(["ip", "netns", "delete", f"cni-{pod.container_id[:12]}"])
