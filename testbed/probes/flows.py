@@ -1,0 +1,224 @@
+"""Test traffic: pings, UDP flows and HTTP requests that carry a nonce, so that a capture can tell whose they are."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Any
+
+from testbed.errors import LabError
+from testbed.labs import interpreter
+from testbed.labs.base import Place
+
+BULK_PORTS = range(5201, 5300)
+"""Destination ports of bulk flows; the always-on captures leave them out."""
+
+ECHO_PORT, HTTP_PORT = 7, 80
+"""Where the lab's test application answers."""
+
+ICMP_HEADERS = 28
+"""Bytes of the IPv4 and ICMP headers in front of a ping's payload."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nonce:
+    """Eight random bytes that a check puts into its own packets, and into no others'."""
+
+    value: bytes
+
+    @classmethod
+    def new(cls) -> Nonce:
+        """A fresh one."""
+        return cls(secrets.token_bytes(8))
+
+    @property
+    def hex(self) -> str:
+        """The bytes as `ping -p` wants them."""
+        return self.value.hex()
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """How a ping ended. `mtu` is the one an error named, 0 without; `errors` counts error messages."""
+
+    sent: int
+    received: int
+    ttls: tuple[int, ...]
+    errors: int
+    mtu: int
+    seconds: float
+    output: str
+
+    @property
+    def lost(self) -> int:
+        """Requests without an answer."""
+        return self.sent - self.received
+
+
+_SUMMARY = re.compile(r"(\d+) packets transmitted, (\d+) received(?:, \+(\d+) errors)?")
+_TTL = re.compile(r"\bttl=(\d+)")
+_MTU = re.compile(r"message too long, mtu[=:]\s?(\d+)|Frag(?:mentation)? needed.*mtu\s?=\s?(\d+)")
+
+
+def ping(
+    source: Place,
+    target: IPv4Address,
+    *,
+    nonce: Nonce | None = None,
+    count: int = 1,
+    interval: float = 0.01,
+    size: int = 56,
+    dont_fragment: bool = False,
+    wait: int = 2,
+) -> Ping:
+    """Ping from a node or pod. `size` is the payload's in bytes; `wait` the seconds for the last answer.
+
+    Losses are an answer, not an error. Raises LabError when ping itself cannot run.
+    """
+    argv = ["ping", "-n", "-c", str(count), "-i", f"{interval:g}", "-s", str(size), "-W", str(wait)]
+    if nonce is not None:
+        argv += ["-p", nonce.hex]
+    if dont_fragment:
+        argv += ["-M", "do"]
+    result = source.run([*argv, str(target)], check=False, timeout=count * interval + wait + 20)
+    return parse_ping(result.stdout + result.stderr, source.name, result.seconds)
+
+
+def parse_ping(text: str, where: str, seconds: float = 0.0) -> Ping:
+    """Read what iputils' ping prints. Raises LabError where there is no summary."""
+    if "ping: connect: " in text:  # the kernel has no route, so nothing was sent
+        return Ping(0, 0, (), 1, 0, seconds, text)
+    summary = _SUMMARY.search(text)
+    if summary is None:
+        raise LabError(f"ping did not run: {text.strip()[-300:]}", where=where)
+    mtu = _MTU.search(text)
+    return Ping(
+        sent=int(summary[1]),
+        received=int(summary[2]),
+        ttls=tuple(int(ttl) for ttl in _TTL.findall(text)),
+        errors=int(summary[3] or 0),
+        mtu=int(next(group for group in mtu.groups() if group)) if mtu else 0,
+        seconds=seconds,
+        output=text,
+    )
+
+
+# Runs on the node, in whatever interpreter is there: one datagram from each of many sockets, all at once.
+_UDP_SENDER = r"""
+import json, select, socket, sys, time
+target, port, count, wait = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[5])
+payload = bytes.fromhex(sys.argv[4])
+flows, poller = {}, select.poll()
+def take(block):
+    for fd, _ in poller.poll(block):
+        sock, flow = flows[fd]
+        try:
+            flow["reply"] = sock.recv(65535).decode("latin-1")
+        except OSError as error:
+            flow["error"] = error.strerror
+        poller.unregister(fd)
+for number in range(count):
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.connect((target, port))
+    flows[sock.fileno()] = sock, {"sport": sock.getsockname()[1], "reply": None, "error": None}
+    poller.register(sock, select.POLLIN)
+    sock.send(payload + number.to_bytes(2, "big"))
+    if number % 16 == 15:
+        take(0)
+end = time.monotonic() + wait
+while any(flow["reply"] is None and flow["error"] is None for _, flow in flows.values()) and time.monotonic() < end:
+    take(max(1, int(1000 * (end - time.monotonic()))))
+print(json.dumps([flow for _, flow in flows.values()]))
+"""
+
+_HTTP_CLIENT = r"""
+import json, socket, sys
+target, port, path, wait = sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys.argv[4])
+try:
+    sock = socket.create_connection((target, port), timeout=wait)
+    sport = sock.getsockname()[1]
+    sock.sendall(f"GET {path} HTTP/1.0\r\nHost: {target}\r\n\r\n".encode())
+    answer = b""
+    while piece := sock.recv(65535):
+        answer += piece
+except OSError as error:
+    print(json.dumps({"error": str(error)}))
+else:
+    print(json.dumps({"sport": sport, "answer": answer.decode("latin-1")}))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class UdpFlow:
+    """One datagram from a port of its own, and its answer (None: there was none)."""
+
+    sport: int
+    reply: str | None
+    error: str | None
+
+
+def udp_flows(
+    source: Place,
+    target: IPv4Address,
+    *,
+    count: int,
+    nonce: Nonce,
+    port: int = ECHO_PORT,
+    wait: float = 2.0,
+) -> tuple[UdpFlow, ...]:
+    """Send one datagram from each of `count` sockets and wait up to `wait` seconds for the answers.
+
+    Raises LabError when the sender cannot run.
+    """
+    answer = _script(source, _UDP_SENDER, str(target), str(port), str(count), nonce.hex, f"{wait:g}", wait=wait)
+    try:
+        return tuple(UdpFlow(flow["sport"], flow["reply"], flow["error"]) for flow in answer)
+    except (TypeError, KeyError) as error:
+        raise LabError(f"the UDP sender answered in another form: {answer!r}", where=source.name) from error
+
+
+@dataclass(frozen=True, slots=True)
+class HttpReply:
+    """An answer of the test application. `error` says why there is none; `peer` is the client as it was seen."""
+
+    error: str
+    status: int
+    sport: int
+    facts: Mapping[str, Any]
+
+    @property
+    def pod(self) -> str:
+        """Which pod answered."""
+        return str(self.facts.get("pod", ""))
+
+    @property
+    def peer(self) -> IPv4Address | None:
+        """The client's address as the server saw it."""
+        text = str(self.facts.get("peer", "")).rsplit(":", 1)[0]
+        return IPv4Address(text) if text else None
+
+
+def http_get(
+    source: Place, target: IPv4Address, *, port: int = HTTP_PORT, path: str = "/", wait: float = 3.0
+) -> HttpReply:
+    """Ask the test application who it is. A refused or lost connection is an answer; raises LabError for garbage."""
+    answer = _script(source, _HTTP_CLIENT, str(target), str(port), path, f"{wait:g}", wait=wait)
+    if "error" in answer:
+        return HttpReply(answer["error"], 0, 0, {})
+    try:
+        head, _, body = answer["answer"].partition("\r\n\r\n")
+        return HttpReply("", int(head.split()[1]), answer["sport"], json.loads(body))
+    except (KeyError, IndexError, ValueError) as error:
+        raise LabError(f"the answer is no HTTP with JSON: {str(answer)[:300]}", where=source.name) from error
+
+
+def _script(source: Place, script: str, *argv: str, wait: float) -> Any:
+    result = source.run([interpreter(), "-I", "-S", "-c", script, *argv], timeout=wait + 20)
+    try:
+        return json.loads(result.stdout)
+    except ValueError as error:
+        raise LabError(f"the sender printed no JSON: {result.stdout[:300]!r}", where=source.name) from error

@@ -1,0 +1,74 @@
+"""iptables rules in the order the kernel tries them, with their counters."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from testbed.errors import LabError
+from testbed.labs.base import Place
+
+_RULE = re.compile(r"\[(\d+):(\d+)\] -A (\S+) ?(.*)")
+_CHAIN = re.compile(r":(\S+) (\S+) \[\d+:\d+\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule; `spec` is what `iptables -S` prints behind the chain's name."""
+
+    chain: str
+    spec: str
+    packets: int
+    bytes: int
+
+    @property
+    def target(self) -> str:
+        """The target that the rule jumps to; "" where it only counts."""
+        words = self.spec.split()
+        return words[words.index("-j") + 1] if "-j" in words else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table. `policies` has "-" for a chain of the user's own, which has none."""
+
+    name: str
+    policies: dict[str, str]
+    rules: tuple[Rule, ...]
+
+    def chain(self, name: str) -> tuple[Rule, ...]:
+        """The rules of a chain, in order; none where there is no such chain."""
+        return tuple(rule for rule in self.rules if rule.chain == name)
+
+
+def read_tables(place: Place, flavour: str) -> dict[str, Table]:
+    """All tables that are in use on a node. `flavour` is iptables-nft or iptables-legacy. Raises LabError."""
+    return parse_save(place.run([f"{flavour}-save", "-c"]).stdout, place.name)
+
+
+def read_table(place: Place, flavour: str, table: str) -> Table:
+    """One table; an empty one where the kernel has none yet."""
+    text = place.run([f"{flavour}-save", "-c", "-t", table]).stdout
+    return parse_save(text, place.name).get(table, Table(table, {}, ()))
+
+
+def parse_save(text: str, where: str) -> dict[str, Table]:
+    """Read what `iptables-save -c` prints. Raises LabError for a line that it never prints."""
+    tables: dict[str, Table] = {}
+    name, policies, rules = "", dict[str, str](), list[Rule]()
+    for line in text.splitlines():
+        if not line or line.startswith("#"):
+            continue
+        if line.startswith("*"):
+            name, policies, rules = line[1:], {}, []
+        elif line == "COMMIT":
+            tables[name] = Table(name, policies, tuple(rules))
+        elif (chain := _CHAIN.fullmatch(line)) and name:
+            policies[chain[1]] = chain[2]
+        elif (rule := _RULE.fullmatch(line)) and name:
+            rules.append(Rule(rule[3], rule[4], int(rule[1]), int(rule[2])))
+        else:
+            raise LabError(f"iptables-save printed a line of another form: {line!r}", where=where)
+    if name and name not in tables:
+        raise LabError(f"iptables-save ended in the middle of table {name}", where=where)
+    return tables
