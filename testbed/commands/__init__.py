@@ -1,0 +1,1 @@
+"""The commands of `testbed`, a module each, imported only when asked for."""
