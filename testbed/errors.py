@@ -64,7 +64,7 @@ class CommandError(LabError):
         self.rc = rc
         self.output = output
         tail = output.strip()[-2000:]
-        ended = "timed out" if rc == -1 else f"exited {rc}"
+        ended = "timed out" if rc == -255 else f"exited {rc}"
         super().__init__(f"`{' '.join(argv)[:400]}` {ended}" + (f"\n{tail}" if tail else ""), where=where, hint=hint)
 
 

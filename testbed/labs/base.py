@@ -8,7 +8,7 @@ from typing import IO, Protocol
 
 from testbed.model import LabSpec, NodeSpec
 
-TIMED_OUT = -1
+TIMED_OUT = -255
 """`Result.rc` of a command that did not end in time."""
 
 

@@ -26,6 +26,9 @@ ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG":
 
 FRR_FOLDERS = ("/usr/lib/frr", "/usr/libexec/frr")
 
+#: Puts standard input into a file, whole or not at all.
+_WRITE = 'mkdir -p "$(dirname "$1")" && cat >"$1.new" && chmod "$2" "$1.new" && mv "$1.new" "$1"'
+
 UP_SECONDS = 60.0
 DOWN_SECONDS = 20.0
 
@@ -142,7 +145,7 @@ class NetnsNode:
 
     def write(self, path: str, data: bytes | str, *, mode: int = 0o644) -> None:
         """Write a file on this node, making its folder where it is missing."""
-        self.run(["install", "-D", "-m", f"{mode:o}", "/dev/stdin", path], stdin=data)
+        self.run(["sh", "-c", _WRITE, "write", path, f"{mode:o}"], stdin=data)
 
     def netns(self, path: str, name: str) -> NetnsNode:
         """This node, but inside the network namespace at that path."""
@@ -326,13 +329,17 @@ def _understand(answers: Iterable[dict[str, Any]], stderr: IO[bytes]) -> tuple[i
 
 
 def down_all() -> list[str]:
-    """Remove every lab of this user, dead or alive; returns their ids."""
+    """Remove every lab of this user, dead or alive, and what killed commands left; returns the labs' ids."""
     removed = []
     for lab_id in state.known_ids():
-        record = state.read_record(lab_id)
+        try:
+            record = state.read_record(lab_id)
+        except LabError:
+            state.salvage(lab_id)
+            removed.append(lab_id)
+            continue
         if record:
             NetnsLab(record).down()
             removed.append(lab_id)
-    for path in Path(state.state_folder()).glob("*.tmp"):
-        path.unlink(missing_ok=True)
+    state.sweep()
     return removed

@@ -180,3 +180,20 @@ def _lock(path: Path, lab_id: str) -> int:
         except FileNotFoundError:
             pass  # removed between the two looks
         os.close(file)
+
+
+def salvage(lab_id: str) -> None:
+    """Remove a record that cannot be read, and kill the lab's holder if at least that can be told."""
+    path = state_folder() / f"{lab_id}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        Holder(*json.loads(path.read_text())["holder"]).kill(10)
+    path.unlink(missing_ok=True)
+
+
+def sweep() -> None:
+    """Remove the files of commands that were killed; what is in use stays."""
+    for path in state_folder().glob("*.tmp"):
+        path.unlink(missing_ok=True)
+    for path in state_folder().glob("*.lock"):
+        with contextlib.suppress(LabError), locked(path.stem):
+            pass
