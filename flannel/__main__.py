@@ -1,0 +1,21 @@
+"""flanneld, started as a file from wherever the package lies."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> int:
+    """Run flanneld with the process's own arguments."""
+    here = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    sys.dont_write_bytecode = True  # the folder may be read-only, or shared by many nodes
+    from flannel.daemon import main as daemon
+
+    return daemon(sys.argv[1:], os.environ)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,356 @@
+"""flanneld: start-up in upstream's order, then one loop over what the store, the kernel and signals say."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+from typing import NamedTuple, NoReturn
+
+from flannel import __version__, cli, log, netconf, subnetenv
+from flannel.backends.base import Backend, BackendError
+from flannel.health import HealthError, HealthServer
+from flannel.interface import External, InterfaceError, Wanted, choose
+from flannel.kernel.monitor import Monitor
+from flannel.kernel.netlink import Netlink, NetlinkError
+from flannel.lease import Lease
+from flannel.reconcile import GRACE, Reconciler
+from flannel.rules.iptables import RulesError, RulesKeeper, RulesWanted
+from flannel.state import Recorded
+from flannel.stores.base import Event, LeaseLost, Message, Renewed, Snapshot, Store, StoreDown, StoreError
+
+_RETRY = 1.0
+_BRIDGE_SWITCH = "/proc/sys/net/bridge/bridge-nf-call-iptables"
+
+MakeStore = Callable[[cli.Options], Store]
+
+
+class Failure(Exception):
+    """flanneld cannot go on; the text says why."""
+
+
+class Stopped(BaseException):
+    """A signal asked for the end. Not an Exception, so that no error handler swallows it."""
+
+
+def open_store(options: cli.Options) -> Store:
+    """The store that the options name. Raises StoreError."""
+    from flannel.stores.etcd import EtcdStore
+
+    return EtcdStore(
+        [one.strip() for one in options.etcd_endpoints.split(",") if one.strip()],
+        options.etcd_prefix,
+        log.by_level,
+        keyfile=options.etcd_keyfile,
+        certfile=options.etcd_certfile,
+        cafile=options.etcd_cafile,
+        username=options.etcd_username,
+        password=options.etcd_password,
+        renew_margin=options.subnet_lease_renew_margin * 60.0,
+    )
+
+
+def make_backend(conf: netconf.NetConf, external: External) -> Backend:
+    """The backend that the configuration names. Raises BackendError or NetConfError."""
+    if conf.backend_type == "vxlan":
+        from flannel.backends.vxlan import VxlanBackend
+
+        return VxlanBackend(conf, external)
+    if conf.backend_type == "host-gw":
+        from flannel.backends.hostgw import HostGwBackend
+
+        return HostGwBackend(conf, external)
+    if conf.backend_type == "udp":
+        from flannel.backends.udp import UdpBackend
+
+        return UdpBackend(conf, external)
+    if conf.backend_type in ("ipip", "wireguard", "ipsec", "alloc", "extension", "tencent-vpc"):
+        raise BackendError(f"backend type {conf.backend_type!r} is not supported yet; vxlan, host-gw and udp are")
+    raise BackendError(f"unknown backend type {conf.backend_type!r}; known are vxlan, host-gw and udp")
+
+
+class _AcquiredAgain(NamedTuple):
+    """The outcome of taking a lost lease again."""
+
+    lease: Lease
+
+
+class Daemon:
+    """One run of flanneld."""
+
+    def __init__(self, options: cli.Options, make_store: MakeStore = open_store, *, grace: float = GRACE) -> None:
+        self._options = options
+        self._make_store = make_store
+        self._grace = grace
+        self._posts: deque[Message | _AcquiredAgain] = deque()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._stopping = False
+        self._serving = False
+        self._store: Store | None = None
+        self._backend: Backend | None = None
+        self._rules: RulesKeeper | None = None
+        self._health: HealthServer | None = None
+
+    # -- signals ---------------------------------------------------------------------------------------------------
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)  # a second signal ends the process at once
+        log.info(f"shutdownHandler sent cancel signal: {signal.Signals(number).name}")
+        self._stopping = True
+        if not self._serving:
+            raise Stopped
+        os.eventfd_write(self._wake, 1)
+
+    # -- start -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Start, serve until told to stop, and return the exit status."""
+        try:
+            self._start_and_serve()
+        except Stopped:
+            pass
+        except (Failure, BackendError, HealthError, InterfaceError, netconf.NetConfError, RulesError) as error:
+            log.error(str(error))
+            self._close()
+            return 1
+        except (StoreError, NetlinkError) as error:
+            log.error(f"cannot go on: {error}")
+            self._close()
+            return 1
+        log.info("Waiting for all goroutines to exit")
+        self._close()
+        log.info("Exiting cleanly...")
+        return 0
+
+    def _start_and_serve(self) -> None:
+        options = self._options
+        log.info(f"CLI flags config: {options.describe()}")
+        if options.ignored:
+            log.warning(f"words after the flags are not read: {' '.join(options.ignored)}")
+        self._store = store = self._make_store(options)
+        log.info("Created subnet manager: etcd")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        log.info("Installing signal handlers")
+        if options.healthz_port > 0:
+            self._health = HealthServer(options.healthz_ip, options.healthz_port)
+        conf = self._network_config(store)
+        self._check_host()
+        netlink = Netlink()
+        external = choose(
+            netlink, Wanted(options.iface, options.iface_regex, options.iface_can_reach, options.public_ip)
+        )  # fmt: skip
+        previous = subnetenv.read(options.subnet_file)
+        recorded = Recorded(options.subnet_file + ".state")
+        left_device = recorded.device
+        recorded.open()
+        if recorded.problem:
+            log.warning(f"what this run makes is not recorded for the next one: {recorded.problem}")
+        self._backend = backend = make_backend(conf, external)
+        attrs = backend.prepare(netlink, recorded)
+        lease = store.acquire(conf, attrs, previous.subnet)
+        log.info(f"Lease acquired: {lease.subnet}")
+        backend.start(netlink, lease)
+        self._remove_left_device(netlink, left_device, recorded.device)
+        self._start_rules(conf, lease, previous)
+        reconciler = Reconciler(
+            netlink, backend, external, conf.network, lease.subnet, recorded,
+            blackhole=options.ip_blackhole_route, grace=self._grace,
+        )  # fmt: skip
+        self._write_subnet_env(conf, lease, backend)
+        log.info("Running backend.")
+        self._notify("READY=1")
+        self._serve(netlink, reconciler, store, conf, lease)
+
+    def _network_config(self, store: Store) -> netconf.NetConf:
+        told = ""
+        while True:
+            try:
+                conf = netconf.parse(store.network_config())
+            except (StoreError, netconf.NetConfError) as error:
+                if str(error) != told:
+                    log.error(f"Couldn't fetch network config: {error}; trying again every {_RETRY:.0f} s")
+                told = str(error)
+                time.sleep(_RETRY)  # a signal raises Stopped out of it
+                continue
+            for note in conf.notes:
+                log.warning(note)
+            if conf.enable_ipv6 or not conf.enable_ipv4:
+                raise Failure("EnableIPv6: IPv6 is not supported yet; use IPv4 alone")
+            if conf.enable_nftables:
+                raise Failure("EnableNFTables: rules by nftables are not supported yet; use iptables")
+            log.info(f"Found network config - Backend type: {conf.backend_type}")
+            return conf
+
+    def _check_host(self) -> None:
+        if not os.path.exists(_BRIDGE_SWITCH):
+            raise Failure(f"Failed to check br_netfilter: {_BRIDGE_SWITCH} is missing; load the module br_netfilter")
+
+    def _remove_left_device(self, netlink: Netlink, left: str, current: str) -> None:
+        """Remove the tunnel device that an earlier run recorded, where this run uses another or none."""
+        from flannel.kernel import rtnl
+
+        if not left or left == current:
+            return
+        link = rtnl.get_link(netlink, name=left)
+        if link is not None and link.kind == "vxlan":
+            log.warning(f"removing {left}, which an earlier run made for another configuration")
+            netlink.batch([rtnl.delete_link(link.index)])
+
+    def _start_rules(self, conf: netconf.NetConf, lease: Lease, previous: subnetenv.Previous) -> None:
+        options = self._options
+        wanted = RulesWanted(
+            conf.network, lease.subnet, options.ip_masq, options.iptables_forward_rules,
+            not options.ip_masq_fully_random_disable,
+        )  # fmt: skip
+        self._rules = RulesKeeper(wanted, previous, options.iptables_resync)
+        self._rules.start()
+
+    def _write_subnet_env(self, conf: netconf.NetConf, lease: Lease, backend: Backend) -> None:
+        path = self._options.subnet_file
+        try:
+            subnetenv.write(path, subnetenv.render(conf.network, lease.subnet, backend.mtu, self._options.ip_masq))
+        except OSError as error:
+            log.warning(f"Failed to write subnet file {path}: {error}")
+            return
+        log.info(f"Wrote subnet file to {path}")
+        if self._health is not None:
+            self._health.ready = True
+        log.info("flannel is ready")
+
+    def _notify(self, text: str) -> None:
+        """Tell a service manager, where there is one."""
+        path = os.environ.get("NOTIFY_SOCKET", "")
+        if not path:
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            try:
+                sock.sendto(text.encode(), "\0" + path[1:] if path[0] == "@" else path)
+            except OSError as error:
+                log.warning(f"cannot tell the service manager: {error}")
+
+    # -- serve -----------------------------------------------------------------------------------------------------
+
+    def post(self, message: Message | _AcquiredAgain) -> None:
+        """Hand a store's message to the loop; from any thread."""
+        self._posts.append(message)
+        os.eventfd_write(self._wake, 1)
+
+    def _serve(
+        self, netlink: Netlink, reconciler: Reconciler, store: Store, conf: netconf.NetConf, lease: Lease
+    ) -> None:  # fmt: skip
+        assert self._backend is not None
+        monitor = Monitor()
+        published = self._backend.attrs()
+        self._serving = True
+        store.watch(self.post)
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._wake, selectors.EVENT_READ)
+            selector.register(monitor, selectors.EVENT_READ)
+            while not self._stopping:
+                due = reconciler.next_run() - time.monotonic()
+                ready = {key.fileobj for key, _ in selector.select(max(0.0, due))} if due > 0 else {self._wake, monitor}
+                if self._wake in ready:
+                    self._drain_wake()
+                    self._take_posts(reconciler, store, conf, lease)
+                if monitor in ready:
+                    reconciler.notice(*monitor.read())
+                if reconciler.next_run() <= time.monotonic():
+                    reconciler.run()
+                    if self._backend.attrs() != published:
+                        published = self._backend.attrs()
+                        store.update(published)
+
+    def _drain_wake(self) -> None:
+        try:
+            os.eventfd_read(self._wake)
+        except BlockingIOError:
+            pass
+
+    def _take_posts(self, reconciler: Reconciler, store: Store, conf: netconf.NetConf, lease: Lease) -> None:
+        while self._posts:
+            message = self._posts.popleft()
+            if isinstance(message, Event | Snapshot):
+                reconciler.take(message)
+            elif isinstance(message, StoreDown):
+                log.error(f"the store is away, everything stays as it is: {message.reason}")
+            elif isinstance(message, Renewed):
+                log.info(f"Lease renewed, new expiration: {time.strftime('%F %T', time.gmtime(message.lease.expiration))}")
+            elif isinstance(message, LeaseLost):
+                reconciler.lost_own_key()
+                self._acquire_again(message, store, conf, lease)
+            else:
+                self._check_again(message.lease, lease)
+
+    def _acquire_again(self, lost: LeaseLost, store: Store, conf: netconf.NetConf, lease: Lease) -> None:
+        """Take the same subnet again, on a thread of its own, for the store may be slow or away."""
+        assert self._backend is not None
+        log.error(f"the lease of {lease.subnet} was lost: {lost.reason}; taking it again")
+        attrs = self._backend.attrs()
+
+        def try_until_done() -> None:
+            while not self._stopping:
+                try:
+                    self.post(_AcquiredAgain(store.acquire(conf, attrs, lease.subnet)))
+                    return
+                except StoreError as error:
+                    log.error(f"cannot take the lease of {lease.subnet} again: {error}")
+                    time.sleep(_RETRY)
+
+        threading.Thread(target=try_until_done, name="lease", daemon=True).start()
+
+    def _check_again(self, again: Lease, lease: Lease) -> None:
+        """Pods live in the subnet that this run started with: with any other one it must end."""
+        if again.subnet != lease.subnet:
+            log.error(f"Lease has been revoked: {lease.subnet} is somebody else's now. Shutting down.")
+            self._stopping = True
+        else:
+            log.info(f"Lease acquired again: {again.subnet}")
+
+    def _close(self) -> None:
+        if self._health is not None:
+            self._health.ready = False
+        if self._rules is not None:
+            self._rules.stop()
+        if self._backend is not None:
+            self._backend.stop()
+        if self._store is not None:
+            self._store.close()
+
+
+def fail_usage(text: str) -> NoReturn:
+    """Say what is wrong with the command line, with the flags there are, and exit 2."""
+    sys.stderr.write(f"{text}\n{cli.usage()}")
+    sys.exit(2)
+
+
+def main(arguments: Sequence[str], environment: Mapping[str, str], make_store: MakeStore = open_store) -> int:
+    """Run flanneld and return its exit status: 0 for a clean end, 1 for an error; 2, by SystemExit, for wrong usage."""
+    try:
+        options = cli.parse(arguments, environment)
+        if options.help:
+            sys.stderr.write(cli.usage())
+            return 0
+        if options.version:
+            sys.stderr.write(__version__ + "\n")
+            return 0
+        cli.check(options)
+    except cli.UsageError as error:
+        fail_usage(str(error))
+    log.verbosity = options.v
+    try:
+        with open("/proc/self/comm", "w") as file:
+            file.write("flanneld")
+    except OSError:
+        pass  # the name is only for those who look at processes
+    code = Daemon(options, make_store).run()
+    sys.stderr.flush()
+    os._exit(code)  # threads that wait for a store or a client must not hold up the end

@@ -1,0 +1,167 @@
+"""Which interface and address other nodes reach this node by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Address
+from typing import NamedTuple
+
+from flannel import log
+from flannel.kernel import rtnl
+from flannel.kernel.netlink import Netlink, NetlinkError
+
+_TEMPORARY, _DEPRECATED, _PERMANENT = 0x01, 0x20, 0x80
+
+
+class InterfaceError(Exception):
+    """No interface fits what was asked for; the text says what was looked for and what there is."""
+
+
+class External(NamedTuple):
+    """The chosen interface: its address, and the address that is published (equal unless --public-ip says else)."""
+
+    index: int
+    name: str
+    mtu: int
+    address: IPv4Address
+    public: IPv4Address
+
+
+class Wanted(NamedTuple):
+    """What the command line says about the interface."""
+
+    names: Sequence[str] = ()
+    expressions: Sequence[str] = ()
+    can_reach: str = ""
+    public_ip: str = ""
+
+
+def choose(netlink: Netlink, wanted: Wanted) -> External:
+    """Choose the interface. Raises InterfaceError."""
+    public = _ip(wanted.public_ip, "--public-ip") if wanted.public_ip else None
+    link, address = _search(netlink, wanted, public)
+    if address is None:
+        address = _best_address(netlink, link)
+    if not link.mtu:
+        raise InterfaceError(f"interface {link.name} has no MTU")
+    log.info(f"Using interface with name {link.name} and address {address}")
+    if public is None:
+        log.info(f"Defaulting external address to interface address ({address})")
+    else:
+        log.info(f"Using {public} as external address")
+    return External(link.index, link.name, link.mtu, address, public or address)
+
+
+_Found = tuple[rtnl.Link, IPv4Address | None]
+
+
+def _search(netlink: Netlink, wanted: Wanted, public: IPv4Address | None) -> _Found:
+    attempts: list[tuple[str, Callable[[], _Found]]] = []
+    for name in wanted.names:
+        attempts.append((f"--iface={name}", lambda name=name: _by_name(netlink, name)))  # type: ignore[misc]
+    for text in wanted.expressions:
+        attempts.append((f"--iface-regex={text}", lambda text=text: _by_regex(netlink, text)))  # type: ignore[misc]
+    if wanted.can_reach:
+        attempts.append((f"--iface-can-reach={wanted.can_reach}", lambda: _by_reach(netlink, wanted.can_reach)))
+    if not attempts:
+        return _by_name(netlink, str(public)) if public else _by_default_route(netlink)
+    for option, attempt in attempts:
+        try:
+            return attempt()
+        except InterfaceError as error:
+            log.warning(f"Could not find valid interface matching {option}: {error}")
+    raise InterfaceError("none of the interfaces asked for is there: " + ", ".join(option for option, _ in attempts))
+
+
+def _ip(text: str, option: str) -> IPv4Address:
+    try:
+        return IPv4Address(text)
+    except ValueError:
+        raise InterfaceError(f"{option} is {text!r}, not an IPv4 address") from None
+
+
+def _link(netlink: Netlink, *, index: int = 0, name: str = "") -> rtnl.Link:
+    link = rtnl.get_link(netlink, index=index, name=name)
+    if link is None:
+        raise InterfaceError(f"there is no interface {name or index}; there are {_inventory(netlink)}")
+    return link
+
+
+def _inventory(netlink: Netlink) -> str:
+    addresses = rtnl.dump_addresses(netlink)
+    shown = []
+    for link in rtnl.dump_links(netlink):
+        own = [str(IPv4Address(address.ip)) for address in addresses if address.index == link.index]
+        shown.append(f"{link.name} ({', '.join(own) or 'no IPv4 address'})")
+    return ", ".join(shown)
+
+
+def _by_name(netlink: Netlink, name: str) -> _Found:
+    try:
+        address = IPv4Address(name)
+    except ValueError:
+        if ":" in name:
+            raise InterfaceError(f"{name!r} is not an IPv4 address, and IPv6 is not supported yet") from None
+        return _link(netlink, name=name), None
+    for one in rtnl.dump_addresses(netlink):
+        if one.ip == int(address):
+            return _link(netlink, index=one.index), address
+    raise InterfaceError(f"no interface has the address {address}; there are {_inventory(netlink)}")
+
+
+def _by_regex(netlink: Netlink, text: str) -> _Found:
+    import re  # only here: it costs start-up time and memory
+
+    try:
+        expression = re.compile(text)
+    except re.error as error:
+        raise InterfaceError(f"not a regular expression: {error}") from None
+    links = rtnl.dump_links(netlink)
+    addresses = rtnl.dump_addresses(netlink)
+    for link in links:
+        for address in _ordered([one for one in addresses if one.index == link.index]):
+            if expression.search(str(address)):
+                return link, address
+    for link in links:
+        if expression.search(link.name):
+            return link, None
+    raise InterfaceError(f"no address and no name matches; there are {_inventory(netlink)}")
+
+
+def _by_reach(netlink: Netlink, text: str) -> _Found:
+    target = _ip(text, "--iface-can-reach")
+    try:
+        route = rtnl.lookup_route(netlink, int(target))
+    except NetlinkError as error:
+        raise InterfaceError(f"no route to {target}: {error.strerror or error}") from None
+    return _link(netlink, index=route.route.oif), IPv4Address(route.preferred) if route.preferred else None
+
+
+def _by_default_route(netlink: Netlink) -> _Found:
+    for seen in rtnl.dump_routes(netlink):
+        if seen.route.length == 0 and seen.route.kind == rtnl.UNICAST:
+            if seen.multipath or not seen.route.oif:
+                raise InterfaceError(
+                    "the default route has several paths, so it does not say which interface to use; give --iface"
+                )
+            return _link(netlink, index=seen.route.oif), None
+    raise InterfaceError(f"there is no default route; give --iface. There are {_inventory(netlink)}")
+
+
+def _ordered(addresses: list[rtnl.Address]) -> list[IPv4Address]:
+    """Usable addresses, best first: global before link-local, permanent before dynamic, then not temporary."""
+    usable = []
+    for address in addresses:
+        ip = IPv4Address(address.ip)
+        if address.flags & _DEPRECATED or ip.is_loopback or ip.is_multicast or ip.is_unspecified:
+            continue
+        rank = (ip.is_link_local, not address.flags & _PERMANENT, bool(address.flags & _TEMPORARY))
+        usable.append((rank, len(usable), ip))
+    return [ip for _, _, ip in sorted(usable)]
+
+
+def _best_address(netlink: Netlink, link: rtnl.Link) -> IPv4Address:
+    usable = _ordered(rtnl.dump_addresses(netlink, link.index))
+    if not usable:
+        raise InterfaceError(f"interface {link.name} has no usable IPv4 address")
+    return usable[0]

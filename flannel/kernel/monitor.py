@@ -1,0 +1,72 @@
+"""What the kernel says about links, addresses, neighbours and routes while the daemon runs."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import NamedTuple
+
+from flannel.kernel import rtnl
+from flannel.kernel.netlink import NETLINK_ROUTE, grow_receive_buffer, messages
+
+_GROUPS = 0x1 | 0x4 | 0x10 | 0x40  # RTMGRP_LINK, RTMGRP_NEIGH, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE
+_RECEIVE = 1 << 16
+
+
+class Change(NamedTuple):
+    """One notification: the message's type, and what it is about."""
+
+    kind: int
+    what: rtnl.Link | rtnl.Address | rtnl.SeenEntry | rtnl.SeenRoute
+
+
+class Monitor:
+    """A subscription to rtnetlink's multicast groups, without blocking."""
+
+    def __init__(self) -> None:
+        flags = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        self._socket = socket.socket(socket.AF_NETLINK, flags, NETLINK_ROUTE)
+        grow_receive_buffer(self._socket)
+        self._socket.bind((0, _GROUPS))
+
+    def fileno(self) -> int:
+        """The descriptor to wait for."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """End the subscription."""
+        self._socket.close()
+
+    def read(self, limit: int = 512) -> tuple[list[Change], bool]:
+        """Return what has arrived, at most about `limit` of it, and whether the kernel lost notifications."""
+        changes: list[Change] = []
+        lost = False
+        while len(changes) < limit:
+            try:
+                data = self._socket.recv(_RECEIVE)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                lost = True
+                continue
+            for kind, _, _, payload in messages(data):
+                change = _decode(kind, payload)
+                if change is not None:
+                    changes.append(change)
+        return changes, lost
+
+
+def _decode(kind: int, payload: bytes) -> Change | None:
+    if kind in (rtnl.NEWNEIGH, rtnl.DELNEIGH):
+        return Change(kind, rtnl.parse_entry(payload))
+    if kind in (rtnl.NEWROUTE, rtnl.DELROUTE):
+        route = rtnl.parse_route(payload)
+        return Change(kind, route) if route.table == rtnl.MAIN_TABLE else None
+    if kind in (rtnl.NEWADDR, rtnl.DELADDR):
+        return Change(kind, rtnl.parse_address(payload)) if payload[0] == socket.AF_INET else None
+    if kind in (rtnl.NEWLINK, rtnl.DELLINK):
+        # A bridge tells about its ports in messages of its own family; they say nothing about the link itself.
+        return Change(kind, rtnl.parse_link(payload)) if payload[0] == socket.AF_UNSPEC else None
+    return None

@@ -1,0 +1,377 @@
+"""Links, addresses, neighbours, FDB entries and routes as values, and as rtnetlink messages."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from ipaddress import IPv4Address, IPv4Network
+from typing import NamedTuple
+
+from flannel.kernel.netlink import F_CREATE, F_EXCL, F_REPLACE, Message, Netlink, NetlinkError, attribute, attributes
+
+NEWLINK, DELLINK, GETLINK = 16, 17, 18
+NEWADDR, DELADDR, GETADDR = 20, 21, 22
+NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
+NEWNEIGH, DELNEIGH, GETNEIGH = 28, 29, 30
+
+UNICAST, BLACKHOLE = 1, 6
+MAIN_TABLE = 254
+PROTOCOL_KERNEL, PROTOCOL_BOOT = 2, 3
+PERMANENT, NOARP = 0x80, 0x40
+IFF_UP, IFF_LOWER_UP, IFF_RUNNING = 0x1, 0x10000, 0x40
+
+_AF_BRIDGE = 7
+_NTF_SELF = 2
+_ONLINK = 4
+_SCOPE_NOWHERE = 255
+_LINK = struct.Struct("=BxHiII")
+_ADDRESS = struct.Struct("=BBBBI")
+_NEIGH = struct.Struct("=BxxxiHBB")
+_ROUTE = struct.Struct("=BBBBBBBBI")
+_U32 = struct.Struct("=I")
+
+# IFLA_*, and IFLA_VXLAN_* of the link's own data
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_TXQLEN, _IFLA_LINKINFO = 1, 3, 4, 10, 13, 18
+_INFO_KIND, _INFO_DATA = 1, 2
+_VXLAN_ID, _VXLAN_GROUP, _VXLAN_LINK, _VXLAN_LOCAL, _VXLAN_TTL, _VXLAN_TOS, _VXLAN_LEARNING = 1, 2, 3, 4, 5, 6, 7
+_VXLAN_PROXY, _VXLAN_RSC, _VXLAN_L2MISS, _VXLAN_L3MISS, _VXLAN_PORT, _VXLAN_GBP = 11, 12, 13, 14, 15, 23
+
+
+class Vxlan(NamedTuple):
+    """What makes a vxlan device what it is; addresses as integers, `group` is its default destination."""
+
+    vni: int
+    link: int
+    local: int
+    port: int
+    learning: bool
+    gbp: bool
+    group: int = 0
+    l2miss: bool = False
+
+
+class Link(NamedTuple):
+    """A network interface as the kernel shows it."""
+
+    index: int
+    name: str
+    mtu: int
+    mac: bytes
+    flags: int
+    kind: str
+    vxlan: Vxlan | None
+    master: int = 0
+
+    @property
+    def up(self) -> bool:
+        """Whether it is administratively up."""
+        return bool(self.flags & IFF_UP)
+
+
+class Address(NamedTuple):
+    """An IPv4 address of an interface. `flags` are the kernel's IFA_F_*."""
+
+    index: int
+    ip: int
+    length: int
+    scope: int
+    flags: int
+
+
+class Neigh(NamedTuple):
+    """A permanent neighbour entry."""
+
+    index: int
+    ip: int
+    mac: bytes
+
+
+class Fdb(NamedTuple):
+    """A permanent forwarding entry of the vxlan device itself."""
+
+    index: int
+    mac: bytes
+    dst: int
+
+
+class Route(NamedTuple):
+    """An IPv4 route of the main table; `gateway` and `oif` are 0 where there is none."""
+
+    dst: int
+    length: int
+    gateway: int
+    oif: int
+    onlink: bool = False
+    kind: int = UNICAST
+    metric: int = 0
+
+    def __str__(self) -> str:
+        kind = "blackhole " if self.kind == BLACKHOLE else ""
+        via = f" via {IPv4Address(self.gateway)}" if self.gateway else ""
+        dev = f" dev #{self.oif}" if self.oif else ""
+        metric = f" metric {self.metric}" if self.metric else ""
+        return f"{kind}{IPv4Address(self.dst)}/{self.length}{via}{dev}{' onlink' if self.onlink else ''}{metric}"
+
+
+class SeenRoute(NamedTuple):
+    """A route together with what we do not set but must tell apart: who made it, its TOS, paths and table."""
+
+    route: Route
+    protocol: int
+    tos: int
+    multipath: bool
+    table: int
+    preferred: int = 0
+
+    @property
+    def plain(self) -> bool:
+        """Whether it has the marks of a route that flannel makes: protocol boot, no metric, TOS or second path."""
+        return self.protocol == PROTOCOL_BOOT and not (self.route.metric or self.tos or self.multipath)
+
+
+class SeenEntry(NamedTuple):
+    """A neighbour or FDB entry and its state (NUD_*)."""
+
+    entry: Neigh | Fdb | None
+    index: int
+    state: int
+
+
+def packed(ip: int) -> bytes:
+    """The four bytes of an IPv4 address."""
+    return ip.to_bytes(4, "big")
+
+
+def _integer(data: bytes | None) -> int:
+    return int.from_bytes(data, "big") if data else 0
+
+
+def _u32(data: bytes | None) -> int:
+    return int(_U32.unpack(data)[0]) if data and len(data) == 4 else 0
+
+
+# -- links ---------------------------------------------------------------------------------------------------------
+
+
+def parse_link(payload: bytes) -> Link:
+    """Decode RTM_NEWLINK or RTM_DELLINK."""
+    _, _, index, flags, _ = _LINK.unpack_from(payload)
+    found = attributes(payload, _LINK.size)
+    info = attributes(found.get(_IFLA_LINKINFO, b""))
+    kind = info.get(_INFO_KIND, b"").rstrip(b"\0").decode("ascii", "replace")
+    vxlan = _parse_vxlan(attributes(info.get(_INFO_DATA, b""))) if kind == "vxlan" else None
+    name = found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode("utf-8", "replace")
+    return Link(
+        index,
+        name,
+        _u32(found.get(_IFLA_MTU)),
+        found.get(_IFLA_ADDRESS, b""),
+        flags,
+        kind,
+        vxlan,
+        _u32(found.get(_IFLA_MASTER)),
+    )
+
+
+def _parse_vxlan(data: dict[int, bytes]) -> Vxlan:
+    def flag(kind: int) -> bool:
+        return bool(data.get(kind, b"\0")[:1] != b"\0")
+
+    return Vxlan(
+        _u32(data.get(_VXLAN_ID)),
+        _u32(data.get(_VXLAN_LINK)),
+        _integer(data.get(_VXLAN_LOCAL)),
+        _integer(data.get(_VXLAN_PORT)),
+        flag(_VXLAN_LEARNING),
+        _VXLAN_GBP in data,
+        _integer(data.get(_VXLAN_GROUP)),
+        flag(_VXLAN_L2MISS),
+    )
+
+
+def get_link(netlink: Netlink, *, name: str = "", index: int = 0) -> Link | None:
+    """Look one interface up by name or index; None where there is none."""
+    body = _LINK.pack(0, 0, index, 0, 0) + (attribute(_IFLA_IFNAME, name.encode() + b"\0") if name else b"")
+    try:
+        answers = netlink.request(Message(GETLINK, 0, body))
+    except NetlinkError:
+        return None
+    return parse_link(answers[0][1]) if answers else None
+
+
+def dump_links(netlink: Netlink) -> list[Link]:
+    """All interfaces, in the kernel's order."""
+    return [parse_link(row) for row in netlink.dump(GETLINK, _LINK.pack(0, 0, 0, 0, 0))]
+
+
+def new_vxlan(name: str, vxlan: Vxlan, mtu: int, mac: bytes) -> Message:
+    """Create a vxlan device. The address is given at creation, so that no policy of the host takes it for random."""
+    data = attribute(_VXLAN_ID, _U32.pack(vxlan.vni)) + attribute(_VXLAN_LINK, _U32.pack(vxlan.link))
+    data += attribute(_VXLAN_LOCAL, packed(vxlan.local))
+    data += attribute(_VXLAN_TTL, b"\0") + attribute(_VXLAN_TOS, b"\0")
+    data += attribute(_VXLAN_LEARNING, bytes([vxlan.learning]))
+    for kind in (_VXLAN_PROXY, _VXLAN_RSC, _VXLAN_L2MISS, _VXLAN_L3MISS):
+        data += attribute(kind, b"\0")
+    if vxlan.gbp:
+        data += attribute(_VXLAN_GBP, b"")
+    if vxlan.port:
+        data += attribute(_VXLAN_PORT, vxlan.port.to_bytes(2, "big"))
+    info = attribute(_INFO_KIND, b"vxlan") + attribute(_INFO_DATA, data)
+    body = _LINK.pack(0, 0, 0, 0, 0) + attribute(_IFLA_IFNAME, name.encode() + b"\0")
+    body += attribute(_IFLA_MTU, _U32.pack(mtu)) + attribute(_IFLA_ADDRESS, mac) + attribute(_IFLA_TXQLEN, _U32.pack(0))
+    return Message(NEWLINK, F_CREATE | F_EXCL, body + attribute(_IFLA_LINKINFO, info))
+
+
+def change_link(index: int, *, mtu: int | None = None, up: bool | None = None, mac: bytes | None = None) -> Message:
+    """Change an interface in place."""
+    flags = IFF_UP if up else 0
+    body = _LINK.pack(0, 0, index, flags, IFF_UP if up is not None else 0)
+    if mtu is not None:
+        body += attribute(_IFLA_MTU, _U32.pack(mtu))
+    if mac is not None:
+        body += attribute(_IFLA_ADDRESS, mac)
+    return Message(NEWLINK, 0, body)
+
+
+def change_learning(index: int, vni: int, learning: bool) -> Message:
+    """Switch a vxlan device's learning without touching anything else of it."""
+    data = attribute(_VXLAN_ID, _U32.pack(vni)) + attribute(_VXLAN_LEARNING, bytes([learning]))
+    info = attribute(_INFO_KIND, b"vxlan") + attribute(_INFO_DATA, data)
+    return Message(NEWLINK, 0, _LINK.pack(0, 0, index, 0, 0) + attribute(_IFLA_LINKINFO, info))
+
+
+def delete_link(index: int) -> Message:
+    """Delete an interface."""
+    return Message(DELLINK, 0, _LINK.pack(0, 0, index, 0, 0))
+
+
+# -- addresses -----------------------------------------------------------------------------------------------------
+
+
+def parse_address(payload: bytes) -> Address:
+    """Decode RTM_NEWADDR or RTM_DELADDR of IPv4."""
+    _, length, flags, scope, index = _ADDRESS.unpack_from(payload)
+    found = attributes(payload, _ADDRESS.size)
+    return Address(index, _integer(found.get(2) or found.get(1)), length, scope, _u32(found.get(8)) or flags)
+
+
+def dump_addresses(netlink: Netlink, index: int = 0) -> list[Address]:
+    """IPv4 addresses, of one interface or of all."""
+    rows = netlink.dump(GETADDR, _ADDRESS.pack(socket.AF_INET, 0, 0, 0, index))
+    seen = [parse_address(row) for row in rows if row[0] == socket.AF_INET]
+    return [address for address in seen if index in (0, address.index)]
+
+
+def new_address(index: int, ip: int, length: int) -> Message:
+    """Give an interface an address of global scope."""
+    return Message(NEWADDR, F_CREATE | F_REPLACE, _address(index, ip, length))
+
+
+def delete_address(index: int, ip: int, length: int) -> Message:
+    """Take an address off an interface."""
+    return Message(DELADDR, 0, _address(index, ip, length))
+
+
+def _address(index: int, ip: int, length: int) -> bytes:
+    body = _ADDRESS.pack(socket.AF_INET, length, 0, 0, index)
+    return body + attribute(2, packed(ip)) + attribute(1, packed(ip))
+
+
+# -- neighbours and FDB entries ------------------------------------------------------------------------------------
+
+
+def parse_entry(payload: bytes) -> SeenEntry:
+    """Decode RTM_NEWNEIGH or RTM_DELNEIGH: a neighbour of IPv4, or an FDB entry of the device itself."""
+    family, index, state, flags, _ = _NEIGH.unpack_from(payload)
+    found = attributes(payload, _NEIGH.size)
+    ip, mac = _integer(found.get(1)) if len(found.get(1, b"")) == 4 else 0, found.get(2, b"")
+    if family == socket.AF_INET:
+        return SeenEntry(Neigh(index, ip, mac), index, state)
+    if family == _AF_BRIDGE and flags & _NTF_SELF:
+        return SeenEntry(Fdb(index, mac, ip), index, state)
+    return SeenEntry(None, index, state)
+
+
+def dump_neighbours(netlink: Netlink, index: int) -> list[SeenEntry]:
+    """IPv4 neighbours of one interface, of whatever state."""
+    body = _NEIGH.pack(socket.AF_INET, 0, 0, 0, 0) + attribute(8, _U32.pack(index))
+    seen = (parse_entry(row) for row in netlink.dump(GETNEIGH, body))
+    return [one for one in seen if one.index == index]
+
+
+def dump_fdb(netlink: Netlink, index: int) -> list[SeenEntry]:
+    """FDB entries of one vxlan device, of whatever state."""
+    seen = (parse_entry(row) for row in netlink.dump(GETNEIGH, _NEIGH.pack(_AF_BRIDGE, index, 0, 0, 0)))
+    return [one for one in seen if one.index == index and isinstance(one.entry, Fdb)]
+
+
+def set_entry(entry: Neigh | Fdb) -> Message:
+    """Create or replace a permanent entry."""
+    return Message(NEWNEIGH, F_CREATE | F_REPLACE, _entry(entry, PERMANENT))
+
+
+def delete_entry(entry: Neigh | Fdb) -> Message:
+    """Delete an entry."""
+    return Message(DELNEIGH, 0, _entry(entry, 0))
+
+
+def _entry(entry: Neigh | Fdb, state: int) -> bytes:
+    if isinstance(entry, Neigh):
+        body = _NEIGH.pack(socket.AF_INET, entry.index, state, 0, 0) + attribute(1, packed(entry.ip))
+        return body + (attribute(2, entry.mac) if state else b"")
+    body = _NEIGH.pack(_AF_BRIDGE, entry.index, state, _NTF_SELF, 0)
+    return body + attribute(2, entry.mac) + attribute(1, packed(entry.dst))
+
+
+# -- routes --------------------------------------------------------------------------------------------------------
+
+
+def parse_route(payload: bytes) -> SeenRoute:
+    """Decode RTM_NEWROUTE or RTM_DELROUTE of IPv4."""
+    _, length, _, tos, table, protocol, _, kind, flags = _ROUTE.unpack_from(payload)
+    found = attributes(payload, _ROUTE.size)
+    onlink = bool(flags & _ONLINK)
+    route = Route(_integer(found.get(1)), length, _integer(found.get(5)), _u32(found.get(4)), onlink, kind, _u32(found.get(6)))
+    table = _u32(found.get(15)) or table
+    return SeenRoute(route, protocol, tos, 9 in found, table, _integer(found.get(7)))
+
+
+def dump_routes(netlink: Netlink) -> list[SeenRoute]:
+    """IPv4 routes of the main table."""
+    body = _ROUTE.pack(socket.AF_INET, 0, 0, 0, MAIN_TABLE, 0, 0, 0, 0)
+    seen = (parse_route(row) for row in netlink.dump(GETROUTE, body) if row[0] == socket.AF_INET)
+    return [one for one in seen if one.table == MAIN_TABLE]
+
+
+def lookup_route(netlink: Netlink, ip: int) -> SeenRoute:
+    """Ask the kernel how it would reach an address. Raises NetlinkError where it cannot."""
+    body = _ROUTE.pack(socket.AF_INET, 32, 0, 0, 0, 0, 0, 0, 0) + attribute(1, packed(ip))
+    return parse_route(netlink.request(Message(GETROUTE, 0, body))[0][1])
+
+
+def set_route(route: Route) -> Message:
+    """Create or replace a route by its destination and metric (main table, protocol boot, scope global)."""
+    return Message(NEWROUTE, F_CREATE | F_REPLACE, _route(route, PROTOCOL_BOOT, 0))
+
+
+def delete_route(route: Route) -> Message:
+    """Delete exactly this route."""
+    return Message(DELROUTE, 0, _route(route, 0, _SCOPE_NOWHERE))
+
+
+def _route(route: Route, protocol: int, scope: int) -> bytes:
+    flags = _ONLINK if route.onlink else 0
+    body = _ROUTE.pack(socket.AF_INET, route.length, 0, 0, MAIN_TABLE, protocol, scope, route.kind, flags)
+    body += attribute(1, packed(route.dst))
+    if route.gateway:
+        body += attribute(5, packed(route.gateway))
+    if route.oif and route.kind == UNICAST:
+        body += attribute(4, _U32.pack(route.oif))
+    if route.metric:
+        body += attribute(6, _U32.pack(route.metric))
+    return body
+
+
+def network_of(route: Route) -> IPv4Network:
+    """The destination of a route."""
+    return IPv4Network((route.dst, route.length), strict=False)

@@ -1,0 +1,504 @@
+"""The reconciler: what the leases want against what the kernel has, and the difference in one batch.
+
+There is one code path. Every cause (a lease, a kernel notification, start-up, a lost notification, a timer) does nothing but
+mark lease keys dirty or ask for a full comparison; `run` then acts. Writing is idempotent, so the echo of our own writes
+finds what it expects and marks nothing.
+
+Removal needs evidence: a removal event, or a complete list. A list without any peer where peers were known, or a list
+after our own key was lost, is taken for a store that lost its content: nothing is removed for a grace period.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address, IPv4Network
+
+from flannel import log
+from flannel.backends.base import NOTHING, Backend, BackendError, Facts, Ignored, Wants
+from flannel.interface import External
+from flannel.kernel import rtnl
+from flannel.kernel.monitor import Change
+from flannel.kernel.netlink import Failure, Message, Netlink, NetlinkError
+from flannel.kernel.rtnl import Fdb, Link, Neigh, Route, SeenEntry, SeenRoute
+from flannel.lease import Lease
+from flannel.state import OffDevice, Recorded
+from flannel.stores.base import Event, Snapshot
+
+#: Seconds for which a list that lost every peer removes nothing.
+GRACE = 300.0
+#: Seconds between full comparisons when nothing happens.
+SLOW = 60.0
+_RETRY_FIRST, _RETRY_LONGEST = 1.0, 10.0
+_SETTLE = 0.05
+_GONE = (errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL)
+#: Larger than any connected route's metric, so that the bridge's own route wins over the blackhole whichever came first.
+_BLACKHOLE_METRIC = 4278198272
+_NEVER = float("inf")
+
+
+class Reconciler:
+    """Keeps the kernel as the leases want it. Used by one thread."""
+
+    def __init__(
+        self,
+        netlink: Netlink,
+        backend: Backend,
+        external: External,
+        network: IPv4Network,
+        own: IPv4Network,
+        recorded: Recorded,
+        *,
+        blackhole: bool = False,
+        grace: float = GRACE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._netlink = netlink
+        self._backend = backend
+        self._network = network
+        self._own = own
+        self._recorded = recorded
+        self._blackhole = blackhole
+        self._grace = grace
+        self._clock = clock
+        self._facts = Facts(external, None, {})
+        self._external_flags = -1
+        self._leases: dict[IPv4Network, Lease] = {}
+        self._applied: dict[IPv4Network, Wants] = {}
+        self._by_base: dict[int, IPv4Network] = {}
+        self._by_mac: dict[bytes, IPv4Network] = {}
+        self._own_routes: tuple[Route, ...] = ()
+        self._dirty: set[IPv4Network] = set()
+        self._full_at = _NEVER
+        self._retry_at = _NEVER
+        self._retry_after = _RETRY_FIRST
+        self._failing: dict[IPv4Network, str] = {}
+        self._complaint = ""
+        # Evidence for removals: none before the first complete list.
+        self._listed = False
+        self._grace_until = 0.0
+        self._absent: set[IPv4Network] = set()
+        self._own_key_lost = False
+        self._ignored: dict[IPv4Network, str] = {}
+        self.compare_soon(0)
+
+    # -- what happened ---------------------------------------------------------------------------------------------
+
+    def take(self, message: Event | Snapshot) -> None:
+        """Learn from the store. Nothing is done before `run`."""
+        if isinstance(message, Snapshot):
+            self._take_list(message)
+        elif message.lease.subnet != self._own:
+            if message.kind == "added":
+                self._learn(message.lease)
+            else:
+                self._forget(message.lease.subnet)
+
+    def lost_own_key(self) -> None:
+        """Our own key vanished from the store: it may have lost the others' keys too."""
+        self._own_key_lost = True
+
+    def _take_list(self, snapshot: Snapshot) -> None:
+        peers = {lease.subnet: lease for lease in snapshot.leases if lease.subnet != self._own}
+        own_listed = len(peers) < len(snapshot.leases)
+        for lease in peers.values():
+            self._learn(lease)
+        if not snapshot.complete:
+            log.warning(f"the store's list is incomplete: {len(peers)} leases taken from it, none removed for it")
+            return
+        absent = self._leases.keys() - peers.keys()
+        suspect = (not peers and self._knows_peers()) or (bool(absent) and (self._own_key_lost or not own_listed))
+        self._own_key_lost = False
+        self._listed = True
+        if suspect:
+            self._grace_until = self._clock() + self._grace
+            log.error(
+                f"the store's list holds {len(peers)} other nodes where {max(len(absent), 1)} more were known: taken for a "
+                f"store that lost its content. Nothing is removed for {self._grace:.0f} s, unless nodes leave one by one"
+            )
+        if self._clock() < self._grace_until:
+            self._absent = set(absent)
+        else:
+            for subnet in absent:
+                self._forget(subnet)
+        self.compare_soon(0)
+
+    def _knows_peers(self) -> bool:
+        """Whether peers were known: in this run, or by what an earlier run left in the kernel."""
+        if self._leases or self._recorded.routes:
+            return True
+        tunnel = self._facts.tunnel
+        return tunnel is not None and any(
+            seen.route.oif == tunnel.index and self._backend.is_ours(seen, self._facts) and not self._is_own(seen.route)
+            for seen in rtnl.dump_routes(self._netlink)
+        )
+
+    def _is_own(self, route: Route) -> bool:
+        return route in self._backend.own(self._facts)
+
+    def _learn(self, lease: Lease) -> None:
+        self._absent.discard(lease.subnet)
+        known = self._leases.get(lease.subnet)
+        self._leases[lease.subnet] = lease
+        if known is None or known.attrs != lease.attrs:
+            self._dirty.add(lease.subnet)
+
+    def _forget(self, subnet: IPv4Network) -> None:
+        self._absent.discard(subnet)
+        if self._leases.pop(subnet, None) is not None:
+            self._dirty.add(subnet)
+
+    def compare_soon(self, delay: float = _SETTLE) -> None:
+        """Ask for a full comparison, a moment from now so that what comes in a burst is met once."""
+        self._full_at = min(self._full_at, self._clock() + delay)
+
+    def notice(self, changes: Iterable[Change], lost: bool) -> None:
+        """Learn from the kernel. What is as we want it marks nothing: that is the echo of our own writes."""
+        if lost:
+            log.warning("the kernel dropped notifications; comparing everything")
+            self.compare_soon(0)
+        for kind, what in changes:
+            if isinstance(what, SeenEntry):
+                self._notice_entry(kind, what)
+            elif isinstance(what, SeenRoute):
+                self._notice_route(kind, what)
+            elif isinstance(what, Link):
+                self._notice_link(kind, what)
+            else:
+                self._notice_address(kind, what)
+
+    def _notice_entry(self, kind: int, seen: SeenEntry) -> None:
+        tunnel = self._facts.tunnel
+        if tunnel is None or seen.index != tunnel.index or seen.entry is None:
+            return
+        entry = seen.entry
+        if isinstance(entry, Neigh):
+            subnet = self._by_base.get(entry.ip)
+            wanted: tuple[Neigh | Fdb, ...] = self._applied.get(subnet, NOTHING).neighbours if subnet else ()
+        else:
+            subnet = self._by_mac.get(entry.mac)
+            wanted = self._applied.get(subnet, NOTHING).fdb if subnet else ()
+        if not subnet or not wanted:
+            return
+        if kind == rtnl.NEWNEIGH:
+            spoiled = entry not in wanted or not seen.state & rtnl.PERMANENT
+        else:
+            spoiled = isinstance(entry, Neigh) or entry in wanted
+        if spoiled:
+            self._dirty.add(subnet)
+
+    def _notice_route(self, kind: int, seen: SeenRoute) -> None:
+        route = seen.route
+        subnet = self._by_base.get(route.dst)
+        for one in self._applied.get(subnet, NOTHING).routes if subnet else ():
+            if subnet and (one.dst, one.length, one.metric) == (route.dst, route.length, route.metric):
+                if (kind == rtnl.DELROUTE) == (route == one):
+                    self._dirty.add(subnet)
+                return
+        if kind == rtnl.DELROUTE and route in self._own_routes:
+            self.compare_soon()
+        elif (self._backend.asks_routes or self._failing) and IPv4Address(route.dst) not in self._network:
+            self.compare_soon()
+
+    def _notice_link(self, kind: int, link: Link) -> None:
+        tunnel, external = self._facts.tunnel, self._facts.external
+        if tunnel is not None and tunnel.name == link.name:
+            same = kind == rtnl.NEWLINK and link.index == tunnel.index and _shape(link) == _shape(tunnel)
+            if not same:
+                self.compare_soon()
+        elif link.name == external.name:
+            flags = link.flags & (rtnl.IFF_UP | rtnl.IFF_LOWER_UP | rtnl.IFF_RUNNING)
+            if kind == rtnl.DELLINK or link.index != external.index or flags != self._external_flags:
+                self._external_flags = flags if kind == rtnl.NEWLINK else -1
+                self.compare_soon()
+
+    def _notice_address(self, kind: int, address: rtnl.Address) -> None:
+        tunnel = self._facts.tunnel
+        if tunnel is not None and address.index == tunnel.index:
+            own = address.ip == int(self._own.network_address)
+            if own != (kind == rtnl.NEWADDR):
+                self.compare_soon()
+        elif address.index == self._facts.external.index:
+            self.compare_soon()
+
+    # -- acting ----------------------------------------------------------------------------------------------------
+
+    def next_run(self) -> float:
+        """When `run` has something to do, on this reconciler's clock."""
+        if self._dirty:
+            return 0.0
+        return min(self._full_at, self._retry_at, self._grace_until if self._absent else _NEVER)
+
+    def run(self) -> None:
+        """Do what is due."""
+        now = self._clock()
+        if self._absent and now >= self._grace_until:
+            log.error(f"{len(self._absent)} nodes did not come back within {self._grace:.0f} s; removing them")
+            for subnet in tuple(self._absent):
+                self._forget(subnet)
+            self._full_at = now
+        if now >= self._retry_at:
+            self._retry_at = _NEVER
+            self._dirty.update(self._failing)
+        if now >= self._full_at:
+            self._compare_all()
+        elif self._dirty:
+            self._compare_dirty()
+
+    def _compare_dirty(self) -> None:
+        dirty, self._dirty = self._dirty, set()
+        if self._backend.asks_routes:
+            self._ask_routes(dirty)
+        changes = _Changes()
+        for subnet in dirty:
+            wanted, applied = self._wants(subnet), self._applied.get(subnet, NOTHING)
+            for route in applied.routes:
+                if all((one.dst, one.length) != (route.dst, route.length) for one in wanted.routes):
+                    changes.remove_routes[route] = subnet
+            changes.want(subnet, wanted)
+            for neighbour in applied.neighbours:
+                if all(one.ip != neighbour.ip for one in wanted.neighbours) and self._by_base.get(neighbour.ip) == subnet:
+                    changes.remove_entries[neighbour] = subnet
+            for entry in applied.fdb:
+                if all(one.mac != entry.mac for one in wanted.fdb) and self._by_mac.get(entry.mac) == subnet:
+                    changes.remove_entries[entry] = subnet
+            self._note_applied(subnet, wanted)
+        self._backend.update(self._leases)
+        self._apply(changes)
+
+    def _compare_all(self) -> None:
+        self._full_at = self._clock() + SLOW
+        self._dirty.clear()
+        if not self._refresh_devices():
+            self._full_at = min(self._full_at, self._clock() + _RETRY_FIRST)
+            return
+        if self._backend.asks_routes:
+            self._facts.direct.clear()
+            self._ask_routes(self._leases)
+        self._applied.clear()
+        self._by_base.clear()
+        self._by_mac.clear()
+        everything = _Changes()
+        for subnet in self._leases:
+            wanted = self._wants(subnet)
+            everything.want(subnet, wanted)
+            self._note_applied(subnet, wanted)
+        own = self._backend.own(self._facts)
+        if self._blackhole:
+            base, length = int(self._own.network_address), self._own.prefixlen
+            own += (Route(base, length, 0, 0, False, rtnl.BLACKHOLE, _BLACKHOLE_METRIC),)
+        self._own_routes = own
+        for route in own:
+            everything.routes[route] = self._own
+        may_remove = self._listed and self._clock() >= self._grace_until
+        changes = _Changes()
+        try:
+            self._compare_routes(everything, changes, may_remove)
+            self._compare_entries(everything, changes, may_remove)
+        except NetlinkError as error:
+            log.error(f"cannot read the kernel's state: {error}")
+            self._full_at = min(self._full_at, self._clock() + _RETRY_FIRST)
+            return
+        self._backend.update(self._leases)
+        self._apply(changes)
+
+    def _refresh_devices(self) -> bool:
+        """Bring our device and what we know of the external interface up to date; False where it must be tried again."""
+        external = self._facts.external
+        link = rtnl.get_link(self._netlink, name=external.name)
+        if link is None:
+            return self._cannot(f"the external interface {external.name} is gone; waiting for it")
+        self._external_flags = link.flags & (rtnl.IFF_UP | rtnl.IFF_LOWER_UP | rtnl.IFF_RUNNING)
+        external = external._replace(index=link.index)
+        try:
+            tunnel = self._backend.device(self._netlink, external)
+        except (BackendError, NetlinkError) as error:
+            return self._cannot(str(error))
+        before = self._facts.tunnel
+        if before is not None and tunnel is not None and before.index != tunnel.index:
+            log.warning(f"{tunnel.name} was gone; made it again")
+        self._facts = Facts(external, tunnel, self._facts.direct)
+        self._complaint = ""
+        return True
+
+    def _cannot(self, what: str) -> bool:
+        if what != self._complaint:
+            log.error(what)
+        self._complaint = what
+        return False
+
+    def _ask_routes(self, subnets: Iterable[IPv4Network]) -> None:
+        """Ask the kernel which peers it reaches without a gateway."""
+        for subnet in subnets:
+            lease = self._leases.get(subnet)
+            if lease is None:
+                continue
+            peer = lease.attrs.public_ip
+            try:
+                route = rtnl.lookup_route(self._netlink, int(peer)).route
+            except NetlinkError:
+                route = None
+            if route is not None and route.kind == rtnl.UNICAST and not route.gateway and route.oif:
+                self._facts.direct[peer] = route.oif
+            else:
+                self._facts.direct.pop(peer, None)
+
+    def _wants(self, subnet: IPv4Network) -> Wants:
+        lease = self._leases.get(subnet)
+        if lease is None:
+            return NOTHING
+        try:
+            return self._backend.wants(lease, self._facts)
+        except Ignored as reason:
+            text = f"ignoring the lease of {subnet} from {lease.attrs.public_ip}: {reason}"
+            if self._ignored.get(subnet) != text:
+                log.warning(text)
+            self._ignored[subnet] = text
+            return NOTHING
+
+    def _note_applied(self, subnet: IPv4Network, wanted: Wants) -> None:
+        for entry in self._applied.get(subnet, NOTHING).fdb:
+            if self._by_mac.get(entry.mac) == subnet:
+                del self._by_mac[entry.mac]
+        base = int(subnet.network_address)
+        if subnet not in self._leases:
+            self._applied.pop(subnet, None)
+            if self._by_base.get(base) == subnet:
+                del self._by_base[base]
+            return
+        self._applied[subnet] = wanted
+        self._by_base[base] = subnet
+        for entry in wanted.fdb:
+            self._by_mac[entry.mac] = subnet
+
+    def _compare_routes(self, everything: _Changes, changes: _Changes, may_remove: bool) -> None:
+        wanted = {(route.dst, route.length, route.metric): route for route in everything.routes}
+        there: set[Route] = set()
+        names: dict[int, str] = {}
+        for seen in rtnl.dump_routes(self._netlink):
+            route = seen.route
+            one = wanted.get((route.dst, route.length, route.metric))
+            if one is not None:
+                if not seen.multipath and not seen.tos:
+                    there.add(route)
+            elif may_remove and (self._backend.is_ours(seen, self._facts) or self._is_recorded(seen, names)):
+                log.info(f"removing the route {route}: no lease wants it")
+                changes.remove_routes[route] = self._own
+        for route, subnet in everything.routes.items():
+            if route not in there:
+                changes.routes[route] = subnet
+        if may_remove:
+            wanted_off = self._off_device(everything.routes)
+            removed = self._off_device(changes.remove_routes)
+            self._recorded.remove(self._recorded.routes - wanted_off - removed)
+
+    def _is_recorded(self, seen: SeenRoute, names: dict[int, str]) -> bool:
+        route = seen.route
+        if not self._recorded.routes or not route.gateway or not seen.plain:
+            return False
+        return bool(self._off_device([route], names) & self._recorded.routes)
+
+    def _off_device(self, routes: Iterable[Route], names: dict[int, str] | None = None) -> set[OffDevice]:
+        """Those of the routes that go through the underlay, as they are recorded."""
+        names = {} if names is None else names
+        found = set()
+        tunnel = self._facts.tunnel.index if self._facts.tunnel else 0
+        names[self._facts.external.index] = self._facts.external.name
+        for route in routes:
+            if route.oif in (0, tunnel) or not route.gateway:
+                continue
+            if route.oif not in names:
+                link = rtnl.get_link(self._netlink, index=route.oif)
+                names[route.oif] = link.name if link else ""
+            found.add(OffDevice(rtnl.network_of(route), IPv4Address(route.gateway), names[route.oif]))
+        return found
+
+    def _compare_entries(self, everything: _Changes, changes: _Changes, may_remove: bool) -> None:
+        tunnel = self._facts.tunnel
+        if tunnel is None or tunnel.vxlan is None:
+            return
+        wanted_ips = {one.ip for one in everything.entries if isinstance(one, Neigh)}
+        there: set[Neigh | Fdb] = set()
+        for dump in (rtnl.dump_neighbours, rtnl.dump_fdb):
+            for seen in dump(self._netlink, tunnel.index):
+                entry = seen.entry
+                if entry is None or not seen.state & (rtnl.PERMANENT if isinstance(entry, Neigh) else 0xC0):
+                    continue
+                if entry in everything.entries:
+                    there.add(entry)
+                elif may_remove and not (isinstance(entry, Neigh) and entry.ip in wanted_ips):
+                    changes.remove_entries[entry] = self._own
+        for entry, subnet in everything.entries.items():
+            if entry not in there:
+                changes.entries[entry] = subnet
+
+    def _apply(self, changes: _Changes) -> None:
+        """Send the changes in one batch, and keep for another try what the kernel refused."""
+        self._recorded.add(self._off_device(changes.routes))
+        requests, owners, removals = changes.messages()
+        failures = self._netlink.batch(requests)
+        failed: dict[IPv4Network, Failure] = {}
+        for failure in failures:
+            if failure.index in removals:
+                if failure.errno not in _GONE:
+                    log.error(f"cannot remove what the lease of {owners[failure.index]} had: {failure}")
+            else:
+                failed.setdefault(owners[failure.index], failure)
+        self._recorded.remove(self._off_device(changes.remove_routes))
+        for subnet in set(owners):
+            self._judge(subnet, failed.get(subnet))
+        if failed:
+            self._retry_at = self._clock() + self._retry_after
+            self._retry_after = min(self._retry_after * 2, _RETRY_LONGEST)
+        elif not self._failing:
+            self._retry_after = _RETRY_FIRST
+
+    def _judge(self, subnet: IPv4Network, failure: Failure | None) -> None:
+        if failure is None:
+            if self._failing.pop(subnet, None):
+                log.info(f"the lease of {subnet} is programmed now")
+            return
+        lease = self._leases.get(subnet)
+        where = f" by {lease.attrs.public_ip}" if lease else ""
+        text = f"cannot reach {subnet}{where}: {failure}; trying again"
+        if self._failing.get(subnet) != text:
+            log.error(text)
+        self._failing[subnet] = text
+        if subnet == self._own:
+            self.compare_soon(_RETRY_FIRST)
+
+
+class _Changes:
+    """What is to be made and removed, each with the lease it is for."""
+
+    def __init__(self) -> None:
+        self.remove_routes: dict[Route, IPv4Network] = {}
+        self.remove_entries: dict[Neigh | Fdb, IPv4Network] = {}
+        self.entries: dict[Neigh | Fdb, IPv4Network] = {}
+        self.routes: dict[Route, IPv4Network] = {}
+
+    def want(self, subnet: IPv4Network, wanted: Wants) -> None:
+        for neighbour in wanted.neighbours:
+            self.entries[neighbour] = subnet
+        for entry in wanted.fdb:
+            self.entries[entry] = subnet
+        for route in wanted.routes:
+            self.routes[route] = subnet
+
+    def messages(self) -> tuple[list[Message], list[IPv4Network], range]:
+        """The batch: routes go first; then neighbours, FDB entries and at last routes come, so that no packet of ours
+        finds a route whose neighbour is not there yet. With it whose each message is, and which ones remove."""
+        removals = [rtnl.delete_route(route) for route in self.remove_routes]
+        removals += [rtnl.delete_entry(entry) for entry in self.remove_entries]
+        owners = [*self.remove_routes.values(), *self.remove_entries.values()]
+        made = sorted(self.entries.items(), key=lambda item: isinstance(item[0], Fdb))
+        requests = removals + [rtnl.set_entry(entry) for entry, _ in made]
+        owners += [subnet for _, subnet in made]
+        requests += [rtnl.set_route(route) for route in self.routes]
+        owners += self.routes.values()
+        return requests, owners, range(len(removals))
+
+
+def _shape(link: Link) -> tuple[object, ...]:
+    return link.up, link.mtu, link.mac, link.vxlan

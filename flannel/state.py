@@ -1,0 +1,105 @@
+"""What an earlier run made, kept beside subnet.env: a journal of lines, so that a change costs one line.
+
+Recorded are the routes that do not go out of our own tunnel device (nothing in the kernel tells them from an
+operator's), the tunnel device and its address. A route is recorded before it is made, so a crash in between leaves a record
+too many, never one too few. Lines that cannot be read are skipped: what is not recorded is not ours.
+"""
+
+from __future__ import annotations
+
+import os
+from ipaddress import IPv4Address, IPv4Network
+from typing import NamedTuple
+
+
+class OffDevice(NamedTuple):
+    """A route through the underlay: destination, gateway, and the interface's name (its index does not outlive it)."""
+
+    subnet: IPv4Network
+    gateway: IPv4Address
+    interface: str
+
+
+class Recorded:
+    """The journal. Without a path, or where it cannot be written, it is kept in memory alone."""
+
+    def __init__(self, path: str = "") -> None:
+        self._path = path
+        self._file: int | None = None
+        self.problem = ""
+        self.routes: set[OffDevice] = set()
+        self.device = ""
+        self.mac = b""
+        self._load()
+
+    def _load(self) -> None:
+        try:
+            with open(self._path, encoding="ascii", errors="replace") as file:
+                lines = file.read().splitlines()
+        except OSError:
+            return
+        for line in lines:
+            words = line.split(" ")
+            try:
+                self._read(words)
+            except (ValueError, IndexError):
+                continue
+
+    def _read(self, words: list[str]) -> None:
+        if words[0] == "device":
+            self.device, self.mac = words[1], bytes.fromhex(words[2]) if len(words) > 2 else b""
+        elif words[0] in ("+", "-"):
+            route = OffDevice(IPv4Network(words[1]), IPv4Address(words[2]), words[3])
+            (self.routes.add if words[0] == "+" else self.routes.discard)(route)
+
+    def open(self) -> None:
+        """Start a compacted journal and keep it open for appending. A failure is kept in `problem`, not raised."""
+        if not self._path:
+            return
+        temporary = self._path + ".new"
+        try:
+            os.makedirs(os.path.dirname(self._path) or ".", mode=0o755, exist_ok=True)
+            self._file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            os.write(self._file, "".join([self._device_line(), *(_line("+", one) for one in self.routes)]).encode())
+            os.rename(temporary, self._path)
+        except OSError as error:
+            self._failed(error)
+
+    def _device_line(self) -> str:
+        return f"device {self.device} {self.mac.hex()}\n" if self.device else ""
+
+    def _append(self, text: str) -> None:
+        if self._file is None or not text:
+            return
+        try:
+            os.write(self._file, text.encode())
+        except OSError as error:
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        self.problem = f"{self._path}: {error.strerror}"
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def note_device(self, name: str, mac: bytes) -> None:
+        """Record our tunnel device and its address."""
+        if (name, mac) != (self.device, self.mac):
+            self.device, self.mac = name, mac
+            self._append(self._device_line() or "device\n")
+
+    def add(self, routes: set[OffDevice]) -> None:
+        """Record routes that are about to be made."""
+        new = routes - self.routes
+        self.routes |= new
+        self._append("".join(_line("+", route) for route in new))
+
+    def remove(self, routes: set[OffDevice]) -> None:
+        """Record that routes are gone."""
+        gone = routes & self.routes
+        self.routes -= gone
+        self._append("".join(_line("-", route) for route in gone))
+
+
+def _line(sign: str, route: OffDevice) -> str:
+    return f"{sign} {route.subnet} {route.gateway} {route.interface}\n"

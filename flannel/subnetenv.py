@@ -1,0 +1,71 @@
+"""subnet.env: what the node's other programs read about its subnet."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from ipaddress import IPv4Network
+from typing import NamedTuple
+
+
+class Previous(NamedTuple):
+    """What an earlier run wrote; None where it is missing or unusable."""
+
+    network: IPv4Network | None
+    subnet: IPv4Network | None
+
+
+def render(network: IPv4Network, subnet: IPv4Network, mtu: int, masquerade: bool) -> str:
+    """The file's text. The subnet is written as its first host address."""
+    return (
+        f"FLANNEL_NETWORK={network}\n"
+        f"FLANNEL_SUBNET={subnet.network_address + 1}/{subnet.prefixlen}\n"
+        f"FLANNEL_MTU={mtu}\n"
+        f"FLANNEL_IPMASQ={'true' if masquerade else 'false'}\n"
+    )
+
+
+def write(path: str, text: str) -> None:
+    """Replace the file in one step: mode 0644, or the mode of a file that is there. Raises OSError."""
+    folder = os.path.dirname(path) or "."
+    os.makedirs(folder, mode=0o755, exist_ok=True)
+    mode = 0o644
+    try:
+        there = os.stat(path)
+        if stat.S_ISREG(there.st_mode):
+            mode = stat.S_IMODE(there.st_mode)
+    except FileNotFoundError:
+        pass
+    file, temporary = tempfile.mkstemp(prefix="." + os.path.basename(path), dir=folder)
+    try:
+        with open(file, "w", encoding="ascii") as output:
+            os.fchmod(file, mode)
+            output.write(text)
+            output.flush()
+            os.fsync(file)
+        os.rename(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def read(path: str) -> Previous:
+    """What an earlier run left; a missing or unusable file or value is None, never an error."""
+    values: dict[str, str] = {}
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                key, equals, value = line.strip().partition("=")
+                if equals:
+                    values[key.strip()] = value.strip().strip("\"'")
+    except OSError:
+        return Previous(None, None)
+    return Previous(_network(values.get("FLANNEL_NETWORK")), _network(values.get("FLANNEL_SUBNET")))
+
+
+def _network(text: str | None) -> IPv4Network | None:
+    try:
+        return IPv4Network(text or "", strict=False)
+    except ValueError:
+        return None
