@@ -1,0 +1,79 @@
+"""One session per backend, and the developer's sessions.
+
+`nox -s vxlan -- OPTIONS` is `./run vxlan -- OPTIONS`: nox from anywhere hands over to `./run`, which makes the
+environment; nox from that environment does the work.  nox says 0 or 1; the run's own exit code is in `checks.json`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import nox
+
+HERE = Path(__file__).parent
+READY = (Path(sys.prefix) / "testbed-stamp").exists()  # this nox is that of the environment that ./run made
+
+BACKENDS = ["vxlan", "vxlan_direct", "host_gw", "ipip", "ipip_direct", "udp", "wireguard", "ipsec", "dual_stack"]
+NOT_YET = {
+    "mutants": "the proof that each check fails under its mutation",
+    "soak": "the long run under faults",
+    "bundle": "the single file to carry to a machine without a network",
+}
+
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "tests"]
+
+
+def work(session: nox.Session, name: str, *commands: tuple[str, ...]) -> None:
+    """Run a session's commands as modules of this environment's Python, or let `./run` do so in its own."""
+    if not READY:
+        session.run(str(HERE / "run"), name, "--", *session.posargs, external=True)
+        return
+    for command in commands:
+        session.run(sys.executable, "-m", *command, external=True)
+
+
+def backend(name: str) -> None:
+    """Declare the session of a backend."""
+
+    @nox.session(name=name)
+    def run(session: nox.Session) -> None:
+        work(session, name, ("testbed", "run", name, "--", *session.posargs))
+
+
+for each in BACKENDS:
+    backend(each)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The project's own tests."""
+    work(session, "tests", ("pytest", *session.posargs))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, and types."""
+    work(session, "lint", ("ruff", "check"), ("ruff", "format", "--check"), ("mypy",))
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """What measures speed, memory and scale; each program prints its figures."""
+    programs = sorted((HERE / "benchmarks").glob("bench_*.py"))
+    if not programs:
+        session.error("there is no benchmark yet")
+    work(session, "bench", *((f"benchmarks.{program.stem}", *session.posargs) for program in programs))
+
+
+def not_yet(name: str, what: str) -> None:
+    """Declare a session that is known but not there; it fails, so that nobody takes it for done."""
+
+    @nox.session(name=name)
+    def missing(session: nox.Session) -> None:
+        session.error(f"{name} ({what}) is not there yet")
+
+
+for each, what in NOT_YET.items():
+    not_yet(each, what)
