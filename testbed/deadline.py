@@ -38,6 +38,7 @@ class Deadline:
 
     @property
     def passed(self) -> bool:
+        """Whether its time is over."""
         return self.left == 0
 
     def poll(self, look: Callable[[], T | None], *, every: float = 0.05) -> T | None:

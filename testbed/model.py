@@ -164,9 +164,7 @@ class _Builder:
         self.ifaces: dict[str, list[IfaceSpec]] = {}
         self.links: list[LinkSpec] = []
 
-    def end(
-        self, node: str, name: str, address: IPv4Interface | None = None, bridge: str | None = None
-    ) -> LinkEnd:
+    def end(self, node: str, name: str, address: IPv4Interface | None = None, bridge: str | None = None) -> LinkEnd:
         mac = lab_mac(self.lab_id, node, name)
         self.ifaces.setdefault(node, []).append(IfaceSpec(name, mac, self.mtu, address, bridge))
         return LinkEnd(node, name)

@@ -16,4 +16,8 @@ def shell(name: str | None, endpoint: str) -> None:
     """Open a shell on a node or in a pod; its exit code is the last command's."""
     place = find_place(find_lab(name), endpoint)
     prompt = f"PS1={endpoint}# "
-    sys.exit(place.interactive(["env", prompt, "sh", "-c", 'exec "$(command -v bash || echo sh)" --norc -i 2>/dev/null || exec sh -i']))
+    sys.exit(
+        place.interactive(
+            ["env", prompt, "sh", "-c", 'exec "$(command -v bash || echo sh)" --norc -i 2>/dev/null || exec sh -i']
+        )
+    )

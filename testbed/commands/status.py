@@ -44,9 +44,7 @@ def lab_status(lab: NetnsLab) -> dict[str, Any]:
         "backend": facts.get("backend"),
         "holder": lab.record.holder.pid,
         "nodes": each(lambda node: node_status(node, subnet_file), lab.nodes.values()),
-        "pods": [
-            {"endpoint": name, "address": pod["address"]} for name, pod in sorted(facts.get("pods", {}).items())
-        ],
+        "pods": [{"endpoint": name, "address": pod["address"]} for name, pod in sorted(facts.get("pods", {}).items())],
     }
 
 

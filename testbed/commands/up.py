@@ -20,4 +20,6 @@ def up(topology: str | None, **given: Any) -> None:
     cluster = bring_up(options, Ticks())
     cluster.lab.detach()
     name = cluster.lab.spec.id
-    click.echo(f"lab {name} is up; `testbed shell worker1 --name {name}` goes in, `testbed down --name {name}` removes it")
+    click.echo(
+        f"lab {name} is up; `testbed shell worker1 --name {name}` goes in, `testbed down --name {name}` removes it"
+    )

@@ -16,14 +16,17 @@ class Progress(Protocol):
     """Tells the user what is being done, one ticked and timed line a step."""
 
     @contextmanager
-    def step(self, text: str) -> Iterator[None]: ...
+    def step(self, text: str) -> Iterator[None]:
+        """Show that this is being done, and how it ended."""
+        ...
 
 
 class Quiet:
     """Progress that nobody wants to see."""
 
     @contextmanager
-    def step(self, text: str) -> Iterator[None]:
+    def step(self, text: str) -> Iterator[None]:  # noqa: ARG002 (as `Progress` has it)
+        """Say nothing."""
         yield
 
 

@@ -37,11 +37,25 @@ class Process(Protocol):
     stderr: IO[bytes] | None
 
     @property
-    def pid(self) -> int: ...
-    def poll(self) -> int | None: ...
-    def wait(self, timeout: float | None = None) -> int: ...
-    def terminate(self) -> None: ...
-    def kill(self) -> None: ...
+    def pid(self) -> int:
+        """Its pid outside the lab."""
+        ...
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while it runs."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end, and return the exit code."""
+        ...
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        ...
+
+    def kill(self) -> None:
+        """End it."""
+        ...
 
 
 class Place(Protocol):
@@ -76,7 +90,9 @@ class Node(Place, Protocol):
     """One machine of a lab."""
 
     @property
-    def spec(self) -> NodeSpec: ...
+    def spec(self) -> NodeSpec:
+        """What this machine is."""
+        ...
 
     def start(self, argv: Sequence[str], *, name: str, env: Mapping[str, str] | None = None) -> int:
         """Start a daemon that outlives the caller; returns its pid on the node.
@@ -102,11 +118,19 @@ class Lab(Protocol):
     """A lab that is up."""
 
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """The lab kind: `netns`, …"""
+        ...
+
     @property
-    def spec(self) -> LabSpec: ...
+    def spec(self) -> LabSpec:
+        """What this lab is."""
+        ...
+
     @property
-    def nodes(self) -> Mapping[str, Node]: ...
+    def nodes(self) -> Mapping[str, Node]:
+        """Its machines by name."""
+        ...
 
     def node(self, name: str) -> Node:
         """Return the machine of that name; KeyError where there is none."""

@@ -1,7 +1,7 @@
 """The inside of a lab: one process that makes namespaces and holds them.
 
-This file is a program, not a module: it is handed to a bare interpreter (`python -I -S -c SOURCE`) so that it
-needs nothing of the checkout.  It reads a plan (JSON) on standard input, and builds, from the outside in:
+This file is a program, not a module: it is handed to a bare interpreter (`python -I -S`) and needs nothing of the
+checkout.  It reads a plan (JSON) on standard input, and builds, from the outside in:
 
 1. a user namespace of one id with a mount namespace whose root is an almost empty tmpfs: /usr and its kin bound
    read-only, nothing else of the host.  Everything mounted here is locked for what runs further in.
@@ -134,7 +134,7 @@ def bind_file(source: str, target: str) -> None:
     mount(source, target, "", MS_BIND)
 
 
-def make_root(plan: dict[str, Any], tun: str) -> None:
+def make_root(tun: str) -> None:
     """Build the almost empty root and make it ours; what is read-only here can never be undone further in."""
     mount("none", "/", "", MS_REC | MS_PRIVATE)
     root = "/tmp"
@@ -162,7 +162,16 @@ def make_root(plan: dict[str, Any], tun: str) -> None:
 
 
 #: What programs look for in /etc, beside what each node gets of its own.
-BASE_FILES = ("ld.so.cache", "ld.so.conf", "nsswitch.conf", "services", "protocols", "localtime", "iproute2", "alternatives")
+BASE_FILES = (
+    "ld.so.cache",
+    "ld.so.conf",
+    "nsswitch.conf",
+    "services",
+    "protocols",
+    "localtime",
+    "iproute2",
+    "alternatives",
+)
 
 
 def make_base(base: str) -> None:
@@ -267,7 +276,9 @@ def start_daemons(node: dict[str, Any], folder: str) -> None:
         with open(f"/var/log/{name}.log", "ab") as log:
             argv = [f"{folder}/{name}", "-f", "/etc/frr/frr.conf", "--log", "stdout"]
             try:
-                process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+                process = subprocess.Popen(
+                    argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                )
             except OSError as error:
                 log.write(f"{argv[0]}: {error.strerror}\n".encode())
                 continue
@@ -448,7 +459,7 @@ def main() -> None:
             tun = as_lab_user(uid)
         unshare(NEWUSER | NEWNS)
         map_single_id(uid, gid)
-        make_root(plan, tun)
+        make_root(tun)
         unshare(NEWUSER | NEWNS | NEWPID | NEWNET | NEWUTS | NEWIPC)
         map_single_id(0, 0)
         said, saying = os.pipe()

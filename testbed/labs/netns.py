@@ -61,6 +61,7 @@ class NetnsNode:
 
     @property
     def name(self) -> str:
+        """`worker1` for a node, `worker1/client` for a pod."""
         return self.label or self.spec.name
 
     def entering(self, *, stay: bool = False) -> list[str]:
@@ -116,7 +117,9 @@ class NetnsNode:
             raise CommandError(self.name, argv, rc, result.stderr or result.stdout)
         return result
 
-    def spawn(self, argv: Sequence[str], *, pass_fds: Sequence[int] = (), stdin: bool = False) -> subprocess.Popen[bytes]:
+    def spawn(
+        self, argv: Sequence[str], *, pass_fds: Sequence[int] = (), stdin: bool = False
+    ) -> subprocess.Popen[bytes]:
         """Start a command that runs on, output piped; see `Place.spawn`."""
         return subprocess.Popen(
             [*self.entering(), *argv],
@@ -136,7 +139,7 @@ class NetnsNode:
 
     def read(self, path: str) -> bytes:
         """Return a file of this node. Raises FileNotFoundError."""
-        done = subprocess.run(
+        done: subprocess.CompletedProcess[bytes] = subprocess.run(
             [*self.entering(), "cat", "--", path], capture_output=True, check=False, env=ENVIRONMENT, **_credentials()
         )
         if done.returncode:
@@ -174,6 +177,7 @@ class NetnsLab:
 
     @property
     def spec(self) -> LabSpec:
+        """What this lab is."""
         return self.record.spec
 
     def node(self, name: str) -> NetnsNode:
@@ -265,13 +269,14 @@ def bring_up(spec: LabSpec, *, progress: Progress | None = None) -> NetnsLab:
 def _make_box(spec: LabSpec) -> tuple[NetnsLab, dict[str, Any]]:
     """Start the box, hand it the plan, and wait for both of its answers."""
     plan = json.dumps(box_plan(spec, frr_folder=frr_folder())).encode()
-    program = resources.files("testbed.labs").joinpath("box.py").read_text()
-    ours, theirs = os.pipe()
-    inside, lifeline = ours, theirs
+    inside, lifeline = os.pipe()
+    # In memory: the checkout may lie where the lab's id cannot read it.
+    program = os.memfd_create("box")
+    os.write(program, resources.files("testbed.labs").joinpath("box.py").read_bytes())
     try:
         process = subprocess.Popen(
-            [interpreter(), "-I", "-S", "-c", program, str(inside), f"testbed-lab={spec.id}"],
-            pass_fds=[inside],
+            [interpreter(), "-I", "-S", f"/proc/self/fd/{program}", str(inside), f"testbed-lab={spec.id}"],
+            pass_fds=[inside, program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -283,8 +288,11 @@ def _make_box(spec: LabSpec) -> tuple[NetnsLab, dict[str, Any]]:
         raise LabError(f"cannot start the lab: {error.strerror}") from error
     finally:
         os.close(inside)
+        os.close(program)
     try:
-        assert process.stdin and process.stdout and process.stderr
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(plan)
             process.stdin.close()
@@ -320,7 +328,9 @@ def _understand(answers: Iterable[dict[str, Any]], stderr: IO[bytes]) -> tuple[i
     pid = 0
     for answer in answers:
         if "error" in answer:
-            raise LabError(f"the lab could not be made: {answer['error']}", hint="`testbed doctor` says what is missing")
+            raise LabError(
+                f"the lab could not be made: {answer['error']}", hint="`testbed doctor` says what is missing"
+            )
         if "nodes" in answer:
             return pid, answer["nodes"]
         pid = answer["pid"]

@@ -46,7 +46,7 @@ def state_folder() -> Path:
     elif runtime.is_dir() and os.access(runtime, os.W_OK):
         folder = runtime / "testbed"
     else:
-        folder = Path(f"/tmp/testbed-{uid}")
+        folder = Path(f"/tmp/testbed-{uid}")  # noqa: S108 (a fixed name that other terminals find; its owner is checked)
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
@@ -70,7 +70,7 @@ class Holder:
         """Look at a live process. Raises ProcessLookupError or PermissionError."""
         try:
             stat = Path(f"/proc/{pid}/stat").read_text()
-            namespace = os.stat(f"/proc/{pid}/ns/pid_for_children").st_ino
+            namespace = Path(f"/proc/{pid}/ns/pid_for_children").stat().st_ino
         except FileNotFoundError as error:
             raise ProcessLookupError(pid) from error
         return cls(pid, int(stat.rpartition(")")[2].split()[19]), namespace)
@@ -111,6 +111,7 @@ class LabRecord:
 
     @property
     def path(self) -> Path:
+        """The record's file."""
         return state_folder() / f"{self.spec.id}.json"
 
     def save(self) -> None:
@@ -144,7 +145,9 @@ def read_record(lab_id: str) -> LabRecord | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LabError(f"the record of lab {lab_id} cannot be read", where=str(path), hint="testbed down --all") from error
+        raise LabError(
+            f"the record of lab {lab_id} cannot be read", where=str(path), hint="testbed down --all"
+        ) from error
 
 
 def known_ids() -> tuple[str, ...]:

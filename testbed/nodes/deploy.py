@@ -21,7 +21,8 @@ from testbed.flannelspec import CONFLIST, FlannelSpec, check_fits, default_flann
 from testbed.labs import Progress, Quiet, interpreter, netns
 from testbed.labs.netns import NetnsLab, NetnsNode
 from testbed.manifest import read_manifest
-from testbed.nodes import pods
+from testbed.model import LabSpec
+from testbed.nodes import pods as podlib
 from testbed.nodes.etcd import PREFIX, Etcd
 from testbed.nodes.fabric import wait_converged
 from testbed.options import RunOptions
@@ -52,7 +53,7 @@ class Cluster:
     lab: NetnsLab
     flannel: FlannelSpec
     options: RunOptions
-    pods: dict[str, pods.Pod] = field(default_factory=dict)
+    pods: dict[str, podlib.Pod] = field(default_factory=dict)
 
     @property
     def members(self) -> tuple[NetnsNode, ...]:
@@ -61,6 +62,7 @@ class Cluster:
 
     @property
     def etcd(self) -> Etcd:
+        """The lab's store."""
         return Etcd(self.lab.node(self.lab.spec.control_plane))
 
     def implementation(self, node: str) -> str:
@@ -132,18 +134,18 @@ class Cluster:
         """The end of the node's flanneld log."""
         return self.lab.node(node).run(["tail", "-n", str(lines), "/var/log/flanneld.log"], check=False).stdout.rstrip()
 
-    def add_pod(self, node: str, name: str) -> pods.Pod:
+    def add_pod(self, node: str, name: str) -> podlib.Pod:
         """Make a pod on a node. Raises CniError where a plugin refuses."""
-        pod = pods.make_pod(self.lab.node(node), name, self.flannel.cni_conf, self.lab.spec.id)
+        pod = podlib.make_pod(self.lab.node(node), name, self.flannel.cni_conf, self.lab.spec.id)
         self.pods[pod.name] = pod
         return pod
 
-    def delete_pod(self, pod: pods.Pod) -> None:
+    def delete_pod(self, pod: podlib.Pod) -> None:
         """Remove a pod. Raises CniError where a plugin refuses."""
-        pods.remove_pod(pod, self.flannel.cni_conf)
+        podlib.remove_pod(pod, self.flannel.cni_conf)
         self.pods.pop(pod.name, None)
 
-    def pod(self, endpoint: str) -> pods.Pod:
+    def pod(self, endpoint: str) -> podlib.Pod:
         """The pod of that endpoint, `worker1/client`; KeyError where there is none."""
         return self.pods[endpoint]
 
@@ -200,8 +202,9 @@ def node_files(flannel: FlannelSpec, flanneld: Path | None, plugin: Path | None)
     source = folder("flannel")
     for path in sorted(source.rglob("*.py")):
         archive.add(f"{LIBRARY}/flannel/{path.relative_to(source)}", path.read_bytes())
-    for path, name, given in ((FLANNELD, "flanneld", flanneld), ("/opt/cni/bin/flannel", "flannel", plugin)):
-        archive.add(path, _executable(given) if given else bundled_launchers()[name], 0o755)
+    for target, name, given in ((FLANNELD, "flanneld", flanneld), ("/opt/cni/bin/flannel", "flannel", plugin)):
+        archive.add(target, _executable(given) if given else bundled_launchers()[name], 0o755)
+    archive.add(podlib.SERVER, podlib.server_program())
     plugins = cni_folder()
     for path in sorted(plugins.iterdir()):
         if path.name != "flannel":
@@ -240,10 +243,12 @@ def each(function: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
         return list(pool.map(function, items))
 
 
-def describe_lab(options: RunOptions) -> tuple[netns.LabSpec, FlannelSpec]:
+def describe_lab(options: RunOptions) -> tuple[LabSpec, FlannelSpec]:
     """Read topology and manifest: what will be brought up. Raises InputError."""
     if options.manifest:
-        flannel = read_manifest(options.manifest, options.backend, rules=options.rules, overrides=options.net_conf)
+        flannel = read_manifest(
+            str(options.manifest), options.backend, rules=options.rules, net_conf_overrides=options.net_conf
+        )
     else:
         flannel = default_flannel(options.backend, net_conf_overrides=options.net_conf, rules=options.rules)
     topology = options.topology or flannel.backend.topology
@@ -285,9 +290,7 @@ def deploy(cluster: Cluster, progress: Progress) -> None:
             if key not in archives:
                 archives[key] = node_files(cluster.flannel, *key)
         untar = ["tar", "-x", "-C", "/", "--no-same-owner", "--unlink-first"]
-        each(
-            lambda n: lab.node(n).run(untar, stdin=archives[(options.implementation(n), options.plugin(n))]), names
-        )
+        each(lambda n: lab.node(n).run(untar, stdin=archives[(options.implementation(n), options.plugin(n))]), names)
     with progress.step("Waiting for BGP to converge"):
         wait_converged(lab)
     with progress.step("Writing flannel's configuration to etcd"):
@@ -313,8 +316,9 @@ def client_node(cluster: Cluster) -> str:
 def start_outside(cluster: Cluster) -> None:
     """Start the server on the host beyond the fabric."""
     outside = cluster.lab.node(cluster.lab.spec.outside.name)
-    outside.start(pods.server_argv("outside", outside.name, str(outside.spec.ip)), name="outside")
-    pods.wait_listening(outside, "/var/log/outside.log", "the outside host")
+    outside.write(podlib.SERVER, podlib.server_program())
+    outside.start(podlib.server_argv("outside", outside.name, str(outside.spec.ip)), name="outside")
+    podlib.wait_listening(outside, "/var/log/outside.log", "the outside host")
 
 
 def remember(cluster: Cluster) -> None:

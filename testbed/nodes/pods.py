@@ -36,6 +36,7 @@ class Pod:
 
     @property
     def container_id(self) -> str:
+        """Its container id: 64 hexadecimal digits."""
         return self.attachment.container_id
 
     @property
@@ -45,6 +46,7 @@ class Pod:
 
     @property
     def place(self) -> Place:
+        """Where its commands run."""
         return self.node.netns(self.netns, self.name)
 
     def run(
@@ -69,15 +71,25 @@ def container_id(lab_id: str, node: str, pod: str) -> str:
     return hashlib.sha256(f"{lab_id}/{node}/{pod}".encode()).hexdigest()
 
 
+SERVER = "/opt/testbed/podserver.py"
+"""Where the pods' server is on a node."""
+
+
+def server_program() -> bytes:
+    """The server's text."""
+    return resources.files("testbed.nodes").joinpath("podserver.py").read_bytes()
+
+
 def server_argv(pod: str, node: str, address: str) -> list[str]:
     """The command of the server that says who it is."""
-    program = resources.files("testbed.nodes").joinpath("podserver.py").read_text()
-    return [interpreter(), "-I", "-S", "-c", program, pod, node, address]
+    return [interpreter(), "-I", "-S", SERVER, pod, node, address]
 
 
 def wait_listening(node: Node, log: str, argv_name: str) -> None:
     """Wait until a server has said that it listens. Raises LabError."""
-    script = 'for _ in $(seq 200); do grep -q "^listening" "$1" 2>/dev/null && exit 0; sleep 0.02; done; cat "$1"; exit 1'
+    script = (
+        'for _ in $(seq 200); do grep -q "^listening" "$1" 2>/dev/null && exit 0; sleep 0.02; done; cat "$1"; exit 1'
+    )
     done = node.run(["sh", "-c", script, "wait", log], check=False)
     if done.rc:
         raise LabError(f"the server of {argv_name} did not start: {done.stdout.strip()[-500:]}", where=node.name)

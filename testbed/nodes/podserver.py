@@ -1,7 +1,7 @@
 """What runs in every pod: it says who it is over HTTP, and echoes UDP.
 
-A program, not a module: handed to a bare interpreter (`python -I -S -c SOURCE POD NODE ADDRESS`), small because a
-lab runs many.  HTTP on port 80: `/` answers {"pod", "node", "address", "peer"}, `/bytes/N` N bytes, and a POST its
+A program, not a module: copied to nodes and run by a bare interpreter, small because a lab runs many.
+Usage: `python -I -S podserver.py POD NODE ADDRESS`.  HTTP on port 80: `/` answers {"pod", "node", "address", "peer"}, `/bytes/N` N bytes, and a POST its
 body's length and SHA-256.  UDP on port 7: the datagram comes back as it was.
 """
 
@@ -62,7 +62,7 @@ class Client:
             self.filler = min(int(path[7:]), LIMIT)
             self.respond(b"", self.filler, "application/octet-stream")
             return
-        about = dict(IDENTITY, peer=self.peer, path=path)
+        about: dict[str, str | int] = dict(IDENTITY, peer=self.peer, path=path)
         if self.body_size:
             about.update(received=self.body_size, sha256=self.digest.hexdigest())
         text = json.dumps(about).encode() + b"\n"

@@ -22,10 +22,10 @@ STYLE = """
   .link { stroke: #7a8694; stroke-width: 1.4; fill: none; }
   .lab text { fill: #1c2630; text-anchor: middle; }
   .outside { fill: #e9ecef; stroke: #868e96; } .spine { fill: #dbe7fb; stroke: #4a7fd0; }
-  .leaf { fill: #d9f2e3; stroke: #3f9b66; } .node { fill: #fff3d6; stroke: #d39a2b; } .pod { fill: #fff; stroke: #b9a06a; }
+  .leaf { fill: #d9f2e3; stroke: #3f9b66; } .node { fill: #fff3d6; stroke: #d39a2b; }
   @media (prefers-color-scheme: dark) {
     .lab text { fill: #e6edf3; } .link { stroke: #8b98a5; }
-    .outside { fill: #343a40; } .spine { fill: #1d3354; } .leaf { fill: #17402a; } .node { fill: #4a3a12; } .pod { fill: #2b2b2b; }
+    .outside { fill: #343a40; } .spine { fill: #1d3354; } .leaf { fill: #17402a; } .node { fill: #4a3a12; }
   }
 """
 
@@ -40,6 +40,7 @@ class Spot:
 
     @property
     def middle(self) -> float:
+        """Where links meet it."""
         return self.x + WIDTH / 2
 
 
@@ -94,7 +95,8 @@ def _link(a: Spot, b: Spot, title: str) -> str:
     upper, lower = (a, b) if a.y < b.y else (b, a)
     start, end = upper.y + upper.height, lower.y
     bend = (end - start) / 2
-    path = f"M{upper.middle:g} {start:g} C{upper.middle:g} {start + bend:g} {lower.middle:g} {end - bend:g} {lower.middle:g} {end:g}"
+    x, y = upper.middle, lower.middle
+    path = f"M{x:g} {start:g} C{x:g} {start + bend:g} {y:g} {end - bend:g} {y:g} {end:g}"
     return f'<path class="link" d="{path}"><title>{escape(title)}</title></path>'
 
 
@@ -104,7 +106,9 @@ def _machine(node: NodeSpec, spot: Spot, pods: list[tuple[str, str]]) -> str:
         f'<text class="{kind}" x="{spot.middle:g}" y="{spot.y + 19 + LINE * index:g}">{escape(text)}</text>'
         for index, (kind, text) in enumerate(rows)
     )
-    box = f'<rect class="box {node.role}" x="{spot.x:g}" y="{spot.y:g}" width="{WIDTH}" height="{spot.height:g}" rx="6"/>'
+    box = (
+        f'<rect class="box {node.role}" x="{spot.x:g}" y="{spot.y:g}" width="{WIDTH}" height="{spot.height:g}" rx="6"/>'
+    )
     return f"<g id={quoteattr(node.name)}>{box}{texts}</g>"
 
 
