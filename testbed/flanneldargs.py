@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 BOOLEAN_FLAGS = frozenset(
@@ -139,12 +139,15 @@ def parse_flags(args: Sequence[str], env: Mapping[str, str] | None = None) -> Fl
     return Flags(tuple(given), (), dict(env or {}))
 
 
-def without_store(flags: Flags) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Split a command line into the words that a lab keeps, and the flags that its own store replaces."""
+def without_store(flags: Flags, *, besides: frozenset[str] = frozenset()) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Split a command line into the words that a lab keeps, and the flags that it replaces.
+
+    Those are the flags of a store, as a lab has its own, and the ones named by `besides`.
+    """
     kept: list[str] = []
     dropped: list[str] = []
     for flag in flags.given:
-        if flag.name in STORE_FLAGS:
+        if flag.name in STORE_FLAGS | besides:
             dropped.append(f"--{flag.name}")
         else:
             kept += flag.words
@@ -160,8 +163,3 @@ def without_store_env(env: Mapping[str, str]) -> dict[str, str]:
 def variable_of(flag: str) -> str:
     """The environment variable that sets a flag."""
     return "FLANNELD_" + flag.replace("-", "_").upper()
-
-
-def spell(words: Iterable[str]) -> str:
-    """Words as a list for people."""
-    return ", ".join(words)

@@ -41,11 +41,24 @@ def read_manifest(
     `--rules`, by default what the manifest's EnableNFTables says.  Raises InputError with every fault, also where the
     manifest is for another backend than the run's.
     """
+    text = read_text(str(path), what="manifest")
+    return parse_manifest(text, str(path), run_name, net_conf_overrides=net_conf_overrides, rules=rules)
+
+
+def parse_manifest(
+    text: str,
+    file: str,
+    run_name: str,
+    *,
+    net_conf_overrides: Mapping[str, str] | None = None,
+    rules: str | None = None,
+) -> FlannelSpec:
+    """As `read_manifest`, for a text; `file` is what faults call it."""
     run = normalise(run_name)
     if rules is not None:
         check_rules_name(rules)
-    reading = _Reading(str(path))
-    reading.read(read_text(str(path), what="manifest"))
+    reading = _Reading(file)
+    reading.read(text)
     return reading.spec(run, net_conf_overrides or {}, rules)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from testbed.errors import Fault
-from testbed.flanneldargs import Flags, parse_flags, without_store, without_store_env
+from testbed.flanneldargs import Flags, parse_flags, variable_of, without_store, without_store_env
 from testbed.model import UNDERLAY
 from testbed.yamlmarks import Document, Path
 
@@ -85,13 +85,23 @@ class _Reading:
         words, places = self.words()
         flags = parse_flags(words, self.env)
         self.check(flags, places)
-        args, dropped = without_store(flags)
-        env = without_store_env(self.env)
-        dropped += tuple(sorted(self.env.keys() - env.keys()))
+        foreign = self.foreign_interfaces(flags)
+        args, dropped = without_store(flags, besides=frozenset({"iface"}) if foreign else frozenset())
+        dropped = tuple(name for name in dropped if name != "--iface")
+        env = without_store_env({k: v for k, v in self.env.items() if not (foreign and k == variable_of("iface"))})
+        dropped += tuple(sorted(self.env.keys() - env.keys() - {variable_of("iface")}))
         if dropped:
             names = ", ".join(dict.fromkeys(dropped))
             self.notes.append(f"{names} replaced: the lab has a store of its own, etcd")
         return Container(args, env, tuple(self.notes))
+
+    def foreign_interfaces(self, flags: Flags) -> bool:
+        """Whether --iface names only what no node of a lab has; flannel's default is right there."""
+        names = flags.all("iface")
+        if not names or UNDERLAY in names:
+            return False
+        self.notes.append(f"--iface={' and '.join(names)} left out: the lab's nodes reach each other by {UNDERLAY}")
+        return True
 
     def read_env(self) -> None:
         given = self.container.get("env")
@@ -162,20 +172,6 @@ class _Reading:
             place = places[len(places) - len(flags.rest)]
             what = f"flanneld reads nothing from {flags.rest[0]!r} on"
             self.fault(place, what, "booleans are written --ip-masq=false; put a flag before each word")
-        self.check_interface(flags, places)
-
-    def check_interface(self, flags: Flags, places: list[Path]) -> None:
-        """The first interface of several that exists is taken; a lab's nodes have one."""
-        names = flags.all("iface")
-        if not names or any(name == UNDERLAY or re.match(r"[0-9]+\.", name) for name in names):
-            return
-        if flags.all("iface-regex") or flags.all("iface-can-reach"):
-            return
-        given = [places[flag.position] for flag in flags.given if flag.name == "iface"]
-        what = f"no node of the lab has an interface {' or '.join(names)}"
-        self.fault(
-            given[0] if given else ("env",), what, f"nodes reach each other by {UNDERLAY}: remove it, or name it"
-        )
 
 
 def _text(value: Any) -> str:

@@ -5,11 +5,44 @@ What was rendered is parsed back and compared with the model before anyone sees 
 
 from __future__ import annotations
 
-from testbed.model import BRIDGE, LabSpec, NodeSpec, Role
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+
+from testbed import rendered
+from testbed.errors import InputError
+from testbed.flanneldargs import parse_flags
+from testbed.flannelspec import NFTABLES, FlannelSpec, check_fits
+from testbed.model import BRIDGE, UNDERLAY, LabSpec, LinkEnd, NodeSpec, Role
 from testbed.templates import render
 
 MAX_PATHS = 64
 """Equal-cost paths that a router keeps; what the largest fabric has spines."""
+
+CLAB, CLAB_KIND, KIND = "lab.clab.yml", "kind.clab.yml", "kind.yml"
+FLANNEL, WORKLOADS = "manifests/kube-flannel.yml", "manifests/workloads.yml"
+
+NAMESPACE = "kube-flannel"
+FABRIC_IN_KIND = "eth1"
+"""A kind node's interface to the fabric: its eth0 is Docker's, which carries the API and image pulls."""
+
+MAX_KIND_NAME = 50
+
+SERVICE_SUBNETS = ("10.96.0.0/16", "172.30.0.0/16", "192.168.0.0/16")
+SERVICE_SUBNET6 = "fd00:10:96::/112"
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Which container images the files name."""
+
+    frr: str = "frrouting/frr:v8.4.0"
+    node: str = "testbed-node:latest"
+    kind: str = "kindest/node:v1.37.0@sha256:a1ed56cfb0e7b93589bdf97c8cd566405a265939e3620fc4f5de89adff580ae5"
+    flannel: str = "flannel/flannel:v0.28.9"
+    cni_plugin: str = "flannel/flannel-cni-plugin:v1.9.1-flannel1"
+    workload: str = "wbitt/network-multitool"
 
 
 def render_frr(spec: NodeSpec, lab: LabSpec) -> dict[str, str]:
@@ -44,3 +77,135 @@ def render_frr(spec: NodeSpec, lab: LabSpec) -> dict[str, str]:
         "frr.conf": config,
         "vtysh.conf": render("topologies", "vtysh.conf.j2"),
     }
+
+
+def cluster_name(lab: LabSpec) -> str:
+    """The lab's name for containerlab and kind: letters and digits, as containers are called by it."""
+    return re.sub(r"[^a-z0-9]", "", lab.id.lower())[: MAX_KIND_NAME - len("-control-plane")] or "lab"
+
+
+def kind_nodes(lab: LabSpec) -> dict[str, str]:
+    """What kind calls each of the lab's nodes, in kind's order: the control plane first."""
+    name = cluster_name(lab)
+    workers = [node.name for node in lab.cluster_nodes if node.name != lab.control_plane]
+    called = {lab.control_plane: f"{name}-control-plane"}
+    for number, worker in enumerate(workers, 1):
+        called[worker] = f"{name}-worker{number if number > 1 else ''}"
+    return called
+
+
+def render_clab(lab: LabSpec, images: Images, *, kind: bool = False) -> str:
+    """A containerlab topology: all machines as containers, or (`kind`) the fabric around a kind cluster's nodes."""
+    outer = kind_nodes(lab) if kind else {}
+
+    def end(at: LinkEnd) -> dict[str, str]:
+        iface = FABRIC_IN_KIND if at.node in outer and at.iface == UNDERLAY else at.iface
+        return {"node": outer.get(at.node, at.node), "iface": iface, "mac": lab.node(at.node).iface(at.iface).mac}
+
+    links = [{"mtu": link.mtu, "ends": [end(link.a), end(link.b)]} for link in lab.links]
+    name = cluster_name(lab)
+    return render("topologies", "clab.yml.j2", lab=lab, name=name, images=images, outer=outer, links=links)
+
+
+def render_kind(lab: LabSpec, flannel: FlannelSpec, images: Images, *, artefacts: str) -> str:
+    """A kind cluster without a CNI, whose nodes register with their addresses in the fabric."""
+    nodes = []
+    for name in kind_nodes(lab):
+        node, first = lab.node(name), name == lab.control_plane
+        nodes.append(
+            {
+                "name": name,
+                "role": "control-plane" if first else "worker",
+                "kubeadm": "InitConfiguration" if first else "JoinConfiguration",
+                "ip": node.ip,
+                "rack": node.rack,
+            }
+        )
+    dual = flannel.network6 is not None
+    service = _service_subnet(lab, flannel)
+    return render(
+        "kind-configs",
+        "kind.yml.j2",
+        name=cluster_name(lab),
+        ip_family="dual" if dual else "ipv4",
+        pod_subnet=f"{flannel.network},{flannel.network6}" if dual else flannel.network,
+        service_subnet=f"{service},{SERVICE_SUBNET6}" if dual else service,
+        proxy_mode="nftables" if flannel.rules == NFTABLES else "iptables",
+        nodes=nodes,
+        images=images,
+        artefacts=artefacts,
+        tun=flannel.backend.type == "udp",
+    )
+
+
+def _service_subnet(lab: LabSpec, flannel: FlannelSpec) -> IPv4Network:
+    """A subnet for services that meets no address of the lab and no pod."""
+    taken = [flannel.network, *(leaf.bridge_address.network for leaf in lab.nodes if leaf.bridge_address)]
+    for text in SERVICE_SUBNETS:
+        subnet = IPv4Network(text)
+        if not any(subnet.overlaps(net) for net in taken):
+            return subnet
+    raise InputError(
+        "the racks and flannel's Network leave no subnet for Kubernetes services",
+        where="net-conf.json",
+        hint=f"leave one of {', '.join(SERVICE_SUBNETS)} free",
+    )
+
+
+def render_flannel(flannel: FlannelSpec, images: Images, *, interface: str) -> str:
+    """flannel's manifest for Kubernetes: namespace, rights, configuration, DaemonSet."""
+    own = [flag for flag in parse_flags(flannel.args).given if flag.name != "iface"]
+    args = [word for flag in own for word in flag.words] + ["--kube-subnet-mgr", f"--iface={interface}"]
+    # A tun device is opened by privileged containers only: newer runtimes no longer allow it to others.
+    tun = flannel.backend.type == "udp"
+    return render(
+        "manifests",
+        "kube-flannel.yml.j2",
+        namespace=NAMESPACE,
+        flannel=flannel,
+        images=images,
+        args=args,
+        tun=tun,
+        privileged=tun,
+    )
+
+
+def render_workloads(lab: LabSpec, flannel: FlannelSpec, images: Images) -> str:
+    """The test workloads: a server on every node with a NodePort service, and a client on the first worker."""
+    client = next((called for name, called in kind_nodes(lab).items() if name != lab.control_plane), None)
+    return render(
+        "manifests",
+        "workloads.yml.j2",
+        images=images,
+        client_node=client or kind_nodes(lab)[lab.control_plane],
+        dual=flannel.network6 is not None,
+    )
+
+
+def render_all(
+    lab: LabSpec, flannel: FlannelSpec, *, images: Images | None = None, artefacts: str = "artefacts"
+) -> Mapping[str, str]:
+    """Every file that `testbed render` writes, by its path in the output folder.
+
+    `artefacts` is the folder with the CNI plugins, relative to where kind is run.  Raises InputError where flannel
+    does not fit the lab, LabError where a file does not say what the model says.
+    """
+    check_fits(flannel, lab)
+    images = images or Images()
+    files: dict[str, str] = {
+        CLAB: render_clab(lab, images),
+        CLAB_KIND: render_clab(lab, images, kind=True),
+        KIND: render_kind(lab, flannel, images, artefacts=artefacts),
+        FLANNEL: render_flannel(flannel, images, interface=FABRIC_IN_KIND),
+        WORKLOADS: render_workloads(lab, flannel, images),
+    }
+    for router in (node for node in lab.nodes if node.routes):
+        for name, text in render_frr(router, lab).items():
+            files[f"frr/{router.name}.conf" if name == "frr.conf" else f"frr/{name}"] = text
+    called = kind_nodes(lab)
+    rendered.check_clab(files[CLAB], lab, {}, UNDERLAY)
+    rendered.check_clab(files[CLAB_KIND], lab, called, FABRIC_IN_KIND)
+    rendered.check_kind(files[KIND], lab, flannel, list(called))
+    rendered.check_flannel(files[FLANNEL], flannel, NAMESPACE)
+    rendered.check_yaml(files[WORKLOADS])
+    return files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -40,6 +41,18 @@ def word(value: Any) -> str:
     return text
 
 
+def json_block(value: Any, indent: int) -> str:
+    """A value as JSON for a literal block of YAML, whose lines stand `indent` blanks in; ASCII only."""
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=True, allow_nan=False)
+    return text.replace("\x7f", "\\u007f").replace("\n", "\n" + " " * indent)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 @cache
 def environment(folder: str) -> jinja2.Environment:
     """The environment of one data folder's templates."""
@@ -51,10 +64,10 @@ def environment(folder: str) -> jinja2.Environment:
         trim_blocks=False,
         auto_reload=False,
     )
-    made.filters.update(quoted=quoted, word=word)
+    made.filters.update(quoted=quoted, word=word, json_block=json_block)
     return made
 
 
-def render(folder: str, name: str, **values: Any) -> str:
+def render(folder: str, name: str, /, **values: Any) -> str:
     """Render one template of a data folder."""
     return environment(folder).get_template(name).render(values)
