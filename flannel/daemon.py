@@ -203,7 +203,7 @@ class Daemon:
         link = rtnl.get_link(netlink, name=left)
         if link is not None and link.kind == "vxlan":
             log.warning(f"removing {left}, which an earlier run made for another configuration")
-            netlink.batch([rtnl.delete_link(link.index)])
+            netlink.batch([rtnl.delete_link(link.ifindex)])
 
     def _start_rules(self, conf: netconf.NetConf, lease: Lease, previous: subnetenv.Previous) -> None:
         options = self._options

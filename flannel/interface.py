@@ -20,7 +20,7 @@ class InterfaceError(Exception):
 class External(NamedTuple):
     """The chosen interface: its address, and the address that is published (equal unless --public-ip says else)."""
 
-    index: int
+    ifindex: int
     name: str
     mtu: int
     address: IPv4Address
@@ -49,7 +49,7 @@ def choose(netlink: Netlink, wanted: Wanted) -> External:
         log.info(f"Defaulting external address to interface address ({address})")
     else:
         log.info(f"Using {public} as external address")
-    return External(link.index, link.name, link.mtu, address, public or address)
+    return External(link.ifindex, link.name, link.mtu, address, public or address)
 
 
 _Found = tuple[rtnl.Link, IPv4Address | None]
@@ -91,7 +91,7 @@ def _inventory(netlink: Netlink) -> str:
     addresses = rtnl.dump_addresses(netlink)
     shown = []
     for link in rtnl.dump_links(netlink):
-        own = [str(IPv4Address(address.ip)) for address in addresses if address.index == link.index]
+        own = [str(IPv4Address(address.ip)) for address in addresses if address.ifindex == link.ifindex]
         shown.append(f"{link.name} ({', '.join(own) or 'no IPv4 address'})")
     return ", ".join(shown)
 
@@ -105,7 +105,7 @@ def _by_name(netlink: Netlink, name: str) -> _Found:
         return _link(netlink, name=name), None
     for one in rtnl.dump_addresses(netlink):
         if one.ip == int(address):
-            return _link(netlink, index=one.index), address
+            return _link(netlink, index=one.ifindex), address
     raise InterfaceError(f"no interface has the address {address}; there are {_inventory(netlink)}")
 
 
@@ -119,7 +119,7 @@ def _by_regex(netlink: Netlink, text: str) -> _Found:
     links = rtnl.dump_links(netlink)
     addresses = rtnl.dump_addresses(netlink)
     for link in links:
-        for address in _ordered([one for one in addresses if one.index == link.index]):
+        for address in _ordered([one for one in addresses if one.ifindex == link.ifindex]):
             if expression.search(str(address)):
                 return link, address
     for link in links:
@@ -150,7 +150,7 @@ def _by_default_route(netlink: Netlink) -> _Found:
 
 def _ordered(addresses: list[rtnl.Address]) -> list[IPv4Address]:
     """Usable addresses, best first: global before link-local, permanent before dynamic, then not temporary."""
-    usable = []
+    usable: list[tuple[tuple[bool, bool, bool], int, IPv4Address]] = []
     for address in addresses:
         ip = IPv4Address(address.ip)
         if address.flags & _DEPRECATED or ip.is_loopback or ip.is_multicast or ip.is_unspecified:
@@ -161,7 +161,7 @@ def _ordered(addresses: list[rtnl.Address]) -> list[IPv4Address]:
 
 
 def _best_address(netlink: Netlink, link: rtnl.Link) -> IPv4Address:
-    usable = _ordered(rtnl.dump_addresses(netlink, link.index))
+    usable = _ordered(rtnl.dump_addresses(netlink, link.ifindex))
     if not usable:
         raise InterfaceError(f"interface {link.name} has no usable IPv4 address")
     return usable[0]

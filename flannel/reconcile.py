@@ -130,7 +130,7 @@ class Reconciler:
             return True
         tunnel = self._facts.tunnel
         return tunnel is not None and any(
-            seen.route.oif == tunnel.index and self._backend.is_ours(seen, self._facts) and not self._is_own(seen.route)
+            seen.route.oif == tunnel.ifindex and self._backend.is_ours(seen, self._facts) and not self._is_own(seen.route)
             for seen in rtnl.dump_routes(self._netlink)
         )
 
@@ -170,7 +170,7 @@ class Reconciler:
 
     def _notice_entry(self, kind: int, seen: SeenEntry) -> None:
         tunnel = self._facts.tunnel
-        if tunnel is None or seen.index != tunnel.index or seen.entry is None:
+        if tunnel is None or seen.ifindex != tunnel.ifindex or seen.entry is None:
             return
         entry = seen.entry
         if isinstance(entry, Neigh):
@@ -204,22 +204,22 @@ class Reconciler:
     def _notice_link(self, kind: int, link: Link) -> None:
         tunnel, external = self._facts.tunnel, self._facts.external
         if tunnel is not None and tunnel.name == link.name:
-            same = kind == rtnl.NEWLINK and link.index == tunnel.index and _shape(link) == _shape(tunnel)
+            same = kind == rtnl.NEWLINK and link.ifindex == tunnel.ifindex and _shape(link) == _shape(tunnel)
             if not same:
                 self.compare_soon()
         elif link.name == external.name:
             flags = link.flags & (rtnl.IFF_UP | rtnl.IFF_LOWER_UP | rtnl.IFF_RUNNING)
-            if kind == rtnl.DELLINK or link.index != external.index or flags != self._external_flags:
+            if kind == rtnl.DELLINK or link.ifindex != external.ifindex or flags != self._external_flags:
                 self._external_flags = flags if kind == rtnl.NEWLINK else -1
                 self.compare_soon()
 
     def _notice_address(self, kind: int, address: rtnl.Address) -> None:
         tunnel = self._facts.tunnel
-        if tunnel is not None and address.index == tunnel.index:
+        if tunnel is not None and address.ifindex == tunnel.ifindex:
             own = address.ip == int(self._own.network_address)
             if own != (kind == rtnl.NEWADDR):
                 self.compare_soon()
-        elif address.index == self._facts.external.index:
+        elif address.ifindex == self._facts.external.ifindex:
             self.compare_soon()
 
     # -- acting ----------------------------------------------------------------------------------------------------
@@ -310,13 +310,13 @@ class Reconciler:
         if link is None:
             return self._cannot(f"the external interface {external.name} is gone; waiting for it")
         self._external_flags = link.flags & (rtnl.IFF_UP | rtnl.IFF_LOWER_UP | rtnl.IFF_RUNNING)
-        external = external._replace(index=link.index)
+        external = external._replace(ifindex=link.ifindex)
         try:
             tunnel = self._backend.device(self._netlink, external)
         except (BackendError, NetlinkError) as error:
             return self._cannot(str(error))
         before = self._facts.tunnel
-        if before is not None and tunnel is not None and before.index != tunnel.index:
+        if before is not None and tunnel is not None and before.ifindex != tunnel.ifindex:
             log.warning(f"{tunnel.name} was gone; made it again")
         self._facts = Facts(external, tunnel, self._facts.direct)
         self._complaint = ""
@@ -403,8 +403,8 @@ class Reconciler:
         """Those of the routes that go through the underlay, as they are recorded."""
         names = {} if names is None else names
         found = set()
-        tunnel = self._facts.tunnel.index if self._facts.tunnel else 0
-        names[self._facts.external.index] = self._facts.external.name
+        tunnel = self._facts.tunnel.ifindex if self._facts.tunnel else 0
+        names[self._facts.external.ifindex] = self._facts.external.name
         for route in routes:
             if route.oif in (0, tunnel) or not route.gateway:
                 continue
@@ -421,7 +421,7 @@ class Reconciler:
         wanted_ips = {one.ip for one in everything.entries if isinstance(one, Neigh)}
         there: set[Neigh | Fdb] = set()
         for dump in (rtnl.dump_neighbours, rtnl.dump_fdb):
-            for seen in dump(self._netlink, tunnel.index):
+            for seen in dump(self._netlink, tunnel.ifindex):
                 entry = seen.entry
                 if entry is None or not seen.state & (rtnl.PERMANENT if isinstance(entry, Neigh) else 0xC0):
                     continue
@@ -440,11 +440,11 @@ class Reconciler:
         failures = self._netlink.batch(requests)
         failed: dict[IPv4Network, Failure] = {}
         for failure in failures:
-            if failure.index in removals:
+            if failure.position in removals:
                 if failure.errno not in _GONE:
-                    log.error(f"cannot remove what the lease of {owners[failure.index]} had: {failure}")
+                    log.error(f"cannot remove what the lease of {owners[failure.position]} had: {failure}")
             else:
-                failed.setdefault(owners[failure.index], failure)
+                failed.setdefault(owners[failure.position], failure)
         self._recorded.remove(self._off_device(changes.remove_routes))
         for subnet in set(owners):
             self._judge(subnet, failed.get(subnet))

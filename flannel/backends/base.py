@@ -83,12 +83,12 @@ def ensure_address(netlink: Netlink, link: Link, ip: IPv4Address, network: IPv4N
     """Give a device its /32 and take other addresses of the Network off it. Raises BackendError."""
     changes = []
     present = False
-    for address in rtnl.dump_addresses(netlink, link.index):
+    for address in rtnl.dump_addresses(netlink, link.ifindex):
         if (address.ip, address.length) == (int(ip), 32):
             present = True
         elif IPv4Address(address.ip) in network:
-            changes.append(rtnl.delete_address(link.index, address.ip, address.length))
+            changes.append(rtnl.delete_address(link.ifindex, address.ip, address.length))
     if not present:
-        changes.append(rtnl.new_address(link.index, int(ip), 32))
+        changes.append(rtnl.new_address(link.ifindex, int(ip), 32))
     for failure in netlink.batch(changes):
         raise BackendError(f"cannot set the address of {link.name}: {failure}")

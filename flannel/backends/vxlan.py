@@ -79,7 +79,7 @@ class VxlanBackend:
         ensure_address(netlink, link, self._subnet.network_address, self._network)
         if not link.up:
             self._bring_up(netlink, link)
-            again = rtnl.get_link(netlink, index=link.index)
+            again = rtnl.get_link(netlink, index=link.ifindex)
             if again is None or again.mac != self._mac:
                 raise BackendError(f"something changed the MAC address of {self._device}, such as a udev policy")
             link = again
@@ -87,7 +87,7 @@ class VxlanBackend:
 
     def _bring_up(self, netlink: Netlink, link: Link) -> None:
         try:
-            netlink.request(rtnl.change_link(link.index, up=True))
+            netlink.request(rtnl.change_link(link.ifindex, up=True))
         except NetlinkError as error:
             hint = ""
             if error.errno == errno.EADDRINUSE:
@@ -97,12 +97,12 @@ class VxlanBackend:
     def _ensure_link(self, netlink: Netlink, external: External) -> Link:
         link = rtnl.get_link(netlink, name=self._device)
         wanted = rtnl.Vxlan(
-            self._vni, external.index, int(external.public), self._port, self._learning, self._gbp
+            self._vni, external.ifindex, int(external.public), self._port, self._learning, self._gbp
         )  # fmt: skip
         if link is not None and not self._compatible(link, wanted):
             log.warning(f"{self._device} is there with other settings; making it anew")
             self._mac = self._mac or (link.mac if link.kind == "vxlan" else b"")
-            netlink.batch([rtnl.delete_link(link.index)])
+            netlink.batch([rtnl.delete_link(link.ifindex)])
             link = None
         if link is None:
             link = self._create(netlink, wanted)
@@ -142,18 +142,18 @@ class VxlanBackend:
         changes = []
         if link.mtu != self.mtu:
             log.info(f"{self._device}: MTU {link.mtu} -> {self.mtu}")
-            changes.append(rtnl.change_link(link.index, mtu=self.mtu))
+            changes.append(rtnl.change_link(link.ifindex, mtu=self.mtu))
         if link.vxlan and link.vxlan.learning != self._learning:
             log.info(f"{self._device}: learning {'on' if self._learning else 'off'}")
-            changes.append(rtnl.change_learning(link.index, self._vni, self._learning))
+            changes.append(rtnl.change_learning(link.ifindex, self._vni, self._learning))
         if self._subnet is not None and link.mac != self._mac:
             log.warning(f"{self._device}: somebody changed its MAC address to {link.mac.hex(':')}; changing it back")
-            changes.append(rtnl.change_link(link.index, mac=self._mac))
+            changes.append(rtnl.change_link(link.ifindex, mac=self._mac))
         if not changes:
             return link
         for failure in netlink.batch(changes):
             log.error(f"cannot change {self._device}: {failure}")
-        return rtnl.get_link(netlink, index=link.index) or link
+        return rtnl.get_link(netlink, index=link.ifindex) or link
 
     # -- desired state ---------------------------------------------------------------------------------------------
 
@@ -168,7 +168,7 @@ class VxlanBackend:
             return Wants(routes=(Route(dst, length, peer, facts.direct[lease.attrs.public_ip]),))
         if facts.tunnel is None:
             return NOTHING
-        index = facts.tunnel.index
+        index = facts.tunnel.ifindex
         return Wants((Neigh(index, dst, mac),), (Fdb(index, mac, peer),), (Route(dst, length, dst, index, True),))
 
     def own(self, facts: Facts) -> tuple[Route, ...]:
@@ -177,7 +177,7 @@ class VxlanBackend:
 
     def is_ours(self, seen: SeenRoute, facts: Facts) -> bool:
         """A route out of our device that leads into the Network, or has the form that only flannel gives routes."""
-        if facts.tunnel is None or seen.route.oif != facts.tunnel.index or not seen.plain:
+        if facts.tunnel is None or seen.route.oif != facts.tunnel.ifindex or not seen.plain:
             return False
         form = seen.route.onlink and seen.route.gateway == seen.route.dst
         return form or IPv4Address(seen.route.dst) in self._network
@@ -193,8 +193,8 @@ def _peer_mac(lease: Lease) -> bytes:
     data = lease.attrs.backend_data
     text = data.get("VtepMAC") if isinstance(data, dict) else None
     try:
-        mac = bytes.fromhex(text.replace(":", "").replace("-", ""))
-    except (AttributeError, ValueError):
+        mac = bytes.fromhex(text.replace(":", "").replace("-", "")) if isinstance(text, str) else b""
+    except ValueError:
         mac = b""
     if len(mac) != 6 or mac[0] & 1 or not any(mac):
         raise Ignored(f"its data holds no usable VtepMAC: {data!r}")

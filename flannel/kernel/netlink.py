@@ -37,9 +37,9 @@ class Message(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """One message of a batch that the kernel refused: its index, errno, and the kernel's own words if any."""
+    """One message of a batch that the kernel refused: its position, errno, and the kernel's own words if any."""
 
-    index: int
+    position: int
     errno: int
     text: str
 

@@ -53,7 +53,7 @@ class Vxlan(NamedTuple):
 class Link(NamedTuple):
     """A network interface as the kernel shows it."""
 
-    index: int
+    ifindex: int
     name: str
     mtu: int
     mac: bytes
@@ -71,7 +71,7 @@ class Link(NamedTuple):
 class Address(NamedTuple):
     """An IPv4 address of an interface. `flags` are the kernel's IFA_F_*."""
 
-    index: int
+    ifindex: int
     ip: int
     length: int
     scope: int
@@ -81,7 +81,7 @@ class Address(NamedTuple):
 class Neigh(NamedTuple):
     """A permanent neighbour entry."""
 
-    index: int
+    ifindex: int
     ip: int
     mac: bytes
 
@@ -89,7 +89,7 @@ class Neigh(NamedTuple):
 class Fdb(NamedTuple):
     """A permanent forwarding entry of the vxlan device itself."""
 
-    index: int
+    ifindex: int
     mac: bytes
     dst: int
 
@@ -133,7 +133,7 @@ class SeenEntry(NamedTuple):
     """A neighbour or FDB entry and its state (NUD_*)."""
 
     entry: Neigh | Fdb | None
-    index: int
+    ifindex: int
     state: int
 
 
@@ -259,7 +259,7 @@ def dump_addresses(netlink: Netlink, index: int = 0) -> list[Address]:
     """IPv4 addresses, of one interface or of all."""
     rows = netlink.dump(GETADDR, _ADDRESS.pack(socket.AF_INET, 0, 0, 0, index))
     seen = [parse_address(row) for row in rows if row[0] == socket.AF_INET]
-    return [address for address in seen if index in (0, address.index)]
+    return [address for address in seen if index in (0, address.ifindex)]
 
 
 def new_address(index: int, ip: int, length: int) -> Message:
@@ -296,13 +296,13 @@ def dump_neighbours(netlink: Netlink, index: int) -> list[SeenEntry]:
     """IPv4 neighbours of one interface, of whatever state."""
     body = _NEIGH.pack(socket.AF_INET, 0, 0, 0, 0) + attribute(8, _U32.pack(index))
     seen = (parse_entry(row) for row in netlink.dump(GETNEIGH, body))
-    return [one for one in seen if one.index == index]
+    return [one for one in seen if one.ifindex == index]
 
 
 def dump_fdb(netlink: Netlink, index: int) -> list[SeenEntry]:
     """FDB entries of one vxlan device, of whatever state."""
     seen = (parse_entry(row) for row in netlink.dump(GETNEIGH, _NEIGH.pack(_AF_BRIDGE, index, 0, 0, 0)))
-    return [one for one in seen if one.index == index and isinstance(one.entry, Fdb)]
+    return [one for one in seen if one.ifindex == index and isinstance(one.entry, Fdb)]
 
 
 def set_entry(entry: Neigh | Fdb) -> Message:
@@ -317,9 +317,9 @@ def delete_entry(entry: Neigh | Fdb) -> Message:
 
 def _entry(entry: Neigh | Fdb, state: int) -> bytes:
     if isinstance(entry, Neigh):
-        body = _NEIGH.pack(socket.AF_INET, entry.index, state, 0, 0) + attribute(1, packed(entry.ip))
+        body = _NEIGH.pack(socket.AF_INET, entry.ifindex, state, 0, 0) + attribute(1, packed(entry.ip))
         return body + (attribute(2, entry.mac) if state else b"")
-    body = _NEIGH.pack(_AF_BRIDGE, entry.index, state, _NTF_SELF, 0)
+    body = _NEIGH.pack(_AF_BRIDGE, entry.ifindex, state, _NTF_SELF, 0)
     return body + attribute(2, entry.mac) + attribute(1, packed(entry.dst))
 
 
