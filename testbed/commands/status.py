@@ -14,7 +14,10 @@ from testbed.model import Role
 from testbed.nodes.deploy import each
 
 #: Answers in one command what would be several: the pid of flanneld if it lives, then subnet.env.
-_LOOK = 'pid=$(cat /run/flanneld.pid 2>/dev/null) && kill -0 "$pid" 2>/dev/null && echo "$pid" || echo; cat "$1" 2>/dev/null'
+_LOOK = (
+    'pid=$(cat /run/flanneld.pid 2>/dev/null) && kill -0 "$pid" 2>/dev/null && echo "$pid" || echo; '
+    'cat "$1" 2>/dev/null'
+)
 
 
 def node_status(node: NetnsNode, subnet_file: str) -> dict[str, Any]:

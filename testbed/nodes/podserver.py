@@ -1,8 +1,10 @@
 """What runs in every pod: it says who it is over HTTP, and echoes UDP.
 
 A program, not a module: copied to nodes and run by a bare interpreter, small because a lab runs many.
-Usage: `python -I -S podserver.py POD NODE ADDRESS`.  HTTP on port 80: `/` answers {"pod", "node", "address", "peer"}, `/bytes/N` N bytes, and a POST its
-body's length and SHA-256.  UDP on port 7: the datagram comes back as it was.
+Usage: `python -I -S podserver.py POD NODE ADDRESS`.
+
+HTTP on port 80: `/` answers {"pod", "node", "address", "peer"}, `/bytes/N` N bytes, and a POST its body's length and
+SHA-256.  UDP on port 7: the datagram comes back as it was.
 """
 
 from __future__ import annotations
