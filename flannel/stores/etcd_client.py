@@ -303,13 +303,13 @@ class EtcdClient:
 
     def _new_link(self, endpoint: Endpoint) -> Link:
         # A dead endpoint must not hold up one that lives.
-        connect_timeout = 2.0 if len(self._endpoints) > 1 else 5.0
+        connect_timeout, timeout = (2.0, 4.0) if len(self._endpoints) > 1 else (5.0, 10.0)
         context = self._context if endpoint.tls else None
         if not self._grpc:
-            return HttpLink(endpoint.host, endpoint.port, context, connect_timeout=connect_timeout, timeout=10.0)
+            return HttpLink(endpoint.host, endpoint.port, context, connect_timeout=connect_timeout, timeout=timeout)
         from flannel.stores.etcd_grpc import GrpcLink
 
-        return GrpcLink(endpoint.host, endpoint.port, self._tls if endpoint.tls else None, timeout=10.0)
+        return GrpcLink(endpoint.host, endpoint.port, self._tls if endpoint.tls else None, timeout=timeout)
 
     def _speak_grpc(self, refusal: GatewayRefusedError) -> None:
         try:

@@ -167,7 +167,9 @@ class Etcd:
         """Return the names below `subnets/`."""
         start = f"{PREFIX}/subnets/"
         body = {"key": encoded(start), "range_end": encoded(start[:-1] + "0")}
-        return [base64.b64decode(kv["key"]).decode()[len(start) :] for kv in self.ask("/v3/kv/range", body).get("kvs", [])]
+        return [
+            base64.b64decode(kv["key"]).decode()[len(start) :] for kv in self.ask("/v3/kv/range", body).get("kvs", [])
+        ]
 
     def time_to_live(self, lease: str) -> tuple[int, int]:
         """Return an etcd lease's granted and remaining seconds."""
@@ -217,7 +219,9 @@ class Recorder:
 
     def wait(self, kind: type, count: int = 1, seconds: float = PATIENCE) -> list[Any]:
         """Return the messages of one class once there are `count`."""
-        return list(eventually(lambda: len(self.of(kind)) >= count and self.of(kind), f"{count} {kind.__name__}", seconds))
+        return list(
+            eventually(lambda: len(self.of(kind)) >= count and self.of(kind), f"{count} {kind.__name__}", seconds)
+        )
 
     def warned(self, fragment: str) -> bool:
         """Return whether a warning has `fragment` in it."""

@@ -38,7 +38,9 @@ def test_bounds_are_kept() -> None:
 
 lengths = st.integers(24, 31)
 taken_lists = st.lists(
-    st.builds(lambda base, length: IPv4Network((0x0A090000 + base, length), strict=False), st.integers(0, 255), lengths),
+    st.builds(
+        lambda base, length: IPv4Network((0x0A090000 + base, length), strict=False), st.integers(0, 255), lengths
+    ),
     max_size=8,
 )
 

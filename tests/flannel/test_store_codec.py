@@ -70,7 +70,8 @@ def test_value_is_upstreams_to_the_byte() -> None:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(), lambda inner: st.dictionaries(st.text(), inner)
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
+    lambda inner: st.dictionaries(st.text(), inner),
 )
 
 
