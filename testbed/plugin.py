@@ -1,1 +1,266 @@
-"""The pytest plugin of the suites."""
+"""The pytest plugin of the suites: options, which checks apply, verdicts, and the report.
+
+Without `--backend` it does nothing but know its marker, so that the project's own tests are plain pytest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from testbed import checks, collecting
+from testbed.errors import Exit, Fault, InputError, TestbedError
+from testbed.fixtures import captures, cluster, facts, path, window
+from testbed.options import (
+    KERNELS,
+    KERNELS_HERE,
+    LABS,
+    LABS_HERE,
+    RULES,
+    RULES_HERE,
+    STORES,
+    STORES_HERE,
+    RunOptions,
+    default_name,
+    key_values,
+    node_paths,
+    one_of,
+    raise_faults,
+)
+from testbed.report.expected import deviations, load_expected
+from testbed.report.record import RunRecord, Verdict
+from testbed.report.terminal import Screen
+from testbed.report.write import ReportFolder, save_artefacts
+from testbed.reporter import CheckReporter
+from testbed.runstate import RUN, Run
+from testbed.verdicts import artefacts_of, outcome_of
+
+__all__ = ["captures", "cluster", "facts", "path", "window"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of `testbed run`."""
+    group = parser.getgroup("testbed", "flannel test-bed")
+    add = group.addoption
+    add("--backend", metavar="NAME", help="which run: vxlan, vxlan_direct, host_gw, udp, …")
+    add("--topology", metavar="NAME", help="the lab's topology, or the path of one; default: the backend's")
+    add("--set", dest="testbed_set", action="append", default=[], metavar="K=V", help="an option of the topology")
+    add("--mtu", type=int, metavar="BYTES", help="MTU of the underlay")
+    add("--rules", default="iptables-nft", metavar="KIND", help=f"{', '.join(RULES)}; default iptables-nft")
+    add("--net-conf", action="append", default=[], metavar="KEY=VALUE", help="a key of net-conf.json, as Port=4789")
+    add("--store", default="etcd", metavar="KIND", help=f"{', '.join(STORES)}; default etcd")
+    add("--manifest", metavar="FILE", help="a kube-flannel.yml that says what is deployed and expected")
+    add("--flanneld", action="append", default=[], metavar="[NODE=]PATH", help="the flanneld to put under test")
+    add("--cni-plugin", action="append", default=[], metavar="[NODE=]PATH", help="the CNI plugin to put under test")
+    add("--keep", action="store_true", help="leave the lab up at the end")
+    add("--name", metavar="ID", help="the lab's name; default: the run's and a hash of the folder")
+    add("--reports", metavar="DIR", help="where the report goes; default reports/NAME")
+    add("--lab", default="netns", metavar="KIND", help=f"{', '.join(LABS)}; default netns")
+    add("--kernel", default="host", metavar="KIND", help=f"{', '.join(KERNELS)}; default host")
+
+
+def run_options(config: pytest.Config) -> RunOptions:
+    """Read the run's options. Raises InputError with every fault of the command line at once."""
+    from testbed.flannelspec import normalise
+    from testbed.labs.state import checked_id
+
+    faults: list[Fault] = []
+    value = config.getoption
+    backend = normalise(value("--backend"))
+    name = value("--name") or default_name(backend, Path.cwd())
+    try:
+        checked_id(name)
+    except InputError as error:
+        faults.append(Fault("command line", 0, "--name", error.what, error.hint))
+    worker = collecting.worker_id(config)
+    options = RunOptions(
+        backend=backend,
+        name=f"{name}-{worker}" if worker else name,
+        topology=value("--topology"),
+        settings=key_values("--set", value("testbed_set"), faults),
+        mtu=value("--mtu"),
+        rules=one_of("--rules", value("--rules"), RULES_HERE, RULES, faults),
+        net_conf=key_values("--net-conf", value("--net-conf"), faults),
+        store=one_of("--store", value("--store"), STORES_HERE, STORES, faults),
+        manifest=Path(value("--manifest")) if value("--manifest") else None,
+        flanneld=node_paths("--flanneld", value("--flanneld"), faults),
+        cni_plugin=node_paths("--cni-plugin", value("--cni-plugin"), faults),
+        lab=one_of("--lab", value("--lab"), LABS_HERE, LABS, faults),
+        kernel=one_of("--kernel", value("--kernel"), KERNELS_HERE, KERNELS, faults),
+        keep=value("--keep"),
+        reports=Path(value("--reports") or Path("reports") / backend),
+    )
+    raise_faults(faults)
+    return options
+
+
+def _start(config: pytest.Config) -> Run:
+    """Find out what the run is. Raises InputError before anything is made."""
+    from testbed.nodes.deploy import describe_lab
+
+    options = run_options(config)
+    lab, flannel = describe_lab(options)
+    known = {node.name for node in lab.cluster_nodes}
+    strangers = sorted({node for node in [*options.flanneld, *options.cni_plugin] if node} - known)
+    if strangers:
+        hint = f"its nodes are {', '.join(sorted(known))}"
+        raise InputError(f"{lab.topology} has no node called {', '.join(strangers)}", where="--flanneld", hint=hint)
+    return Run(options, lab, flannel)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Check the options, and open the report."""
+    config.addinivalue_line("markers", "check(id): the catalogue row that a function of the suites checks")
+    if not config.getoption("--backend"):
+        return
+    try:
+        run = config.stash[RUN] = _start(config)
+        if collecting.worker_id(config):
+            run.staging = Path(getattr(config, "workerinput")["testbed_staging"])  # noqa: B009 (xdist's attribute)
+            return
+        _open_report(config, run)
+    except TestbedError as error:
+        pytest.exit(f"error: {error}", returncode=int(error.exit_code))
+
+
+def _open_report(config: pytest.Config, run: Run) -> None:
+    if not config.getoption("collectonly"):
+        run.report = ReportFolder(run.options.reports)
+        run.staging = run.report.staging
+    options = run.options
+    run.record = RunRecord(
+        {
+            "name": options.name,
+            "backend": options.backend,
+            "lab": options.lab,
+            "kernel": options.kernel,
+            "topology": run.lab.topology,
+            "mtu": run.lab.mtu,
+            "rules": options.rules,
+            "store": options.store,
+            "implementations": {n.name: str(options.implementation(n.name) or "bundled") for n in run.lab.cluster_nodes},
+        }
+    )
+    run.whole = not (config.getoption("keyword") or config.getoption("markexpr")) and collecting.whole_suites(config)
+    # The terminal itself: during a check standard output is captured.
+    run.screen = Screen(os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace"))
+    old = config.pluginmanager.getplugin("terminalreporter")
+    if old is not None:
+        config.pluginmanager.unregister(old)
+        config.pluginmanager.register(CheckReporter(config, run), "terminalreporter")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of xdist where its failed checks' files go."""
+    run = node.config.stash.get(RUN, None)
+    if run is not None:
+        node.workerinput["testbed_staging"] = str(run.staging)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a check once for each path of its row."""
+    run = metafunc.config.stash.get(RUN, None)
+    if run is not None and "path" in metafunc.fixturenames:
+        collecting.parametrise(metafunc, run)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Name the checks by their rows, and leave out those that are about other backends."""
+    marked = [item for item in items if item.get_closest_marker("check")]
+    run = config.stash.get(RUN, None)
+    if run is None:
+        if marked:
+            message = "error: the suites need to know which backend\n  hint: --backend vxlan, or `testbed run vxlan`"
+            pytest.exit(message, returncode=int(Exit.INPUT))
+        return
+    collecting.select(session, config, items, run)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Remember how many checks there are."""
+    run = session.config.stash.get(RUN, None)
+    if run is not None:
+        run.total = len(getattr(session, "items", ()))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: Sequence[str]) -> None:
+    """The same, where only workers collect."""
+    run = node.config.stash.get(RUN, None)
+    if run is not None:
+        run.total = len(ids)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what cannot run here before anything is brought up for it."""
+    if item.config.stash.get(RUN, None) is not None:
+        reason = collecting.skip_reason(item)
+        if reason:
+            pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Attach the verdict to pytest's report, and keep what a failed check leaves."""
+    report = yield
+    run = item.config.stash.get(RUN, None)
+    if run is None or item.get_closest_marker("check") is None:
+        return report
+    outcome = outcome_of(item, call, report, run)
+    if outcome is None:
+        return report
+    if run.staging is not None and outcome.verdict not in (Verdict.HELD, Verdict.SKIPPED):
+        try:
+            outcome.artefacts = save_artefacts(run.staging, outcome.item, artefacts_of(item, report))
+        except TestbedError as error:
+            outcome.reason += f"\n(its captures are lost: {error})"
+    setattr(report, "testbed", outcome.to_message())  # noqa: B010 (travels with the report from a worker)
+    return report
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Write the report, show the table, settle the exit code."""
+    run = session.config.stash.get(RUN, None)
+    if run is None or run.record is None or run.screen is None:
+        return
+    if session.config.getoption("collectonly"):
+        return
+    record = run.record
+    if exitstatus == pytest.ExitCode.INTERNAL_ERROR or _collection_failed(session, record):
+        record.broken = "the test runner itself failed; see above"
+    expected = None
+    try:
+        expected = load_expected(run.options.backend, "smoke") if _comparable(run) else None
+        if expected and expected.topology == record.facts["topology"] and not record.interrupted:
+            record.problems = deviations(record, expected)
+        code = record.finish(strict=os.environ.get("CI", "").lower() in ("1", "true"))
+        place = str(run.report.write(record)) if run.report else ""
+    except TestbedError as error:
+        run.screen.close_bar()
+        run.screen.say(f"error: {error}", "bold red")
+        code, place = int(error.exit_code), ""
+    run.screen.summary(record, expected, list(dict.fromkeys(row.group for row in checks.load_catalogue().values())), place)
+    session.exitstatus = code
+
+
+def _collection_failed(session: pytest.Session, record: RunRecord) -> bool:
+    """Whether a file of the suites could not even be read."""
+    return session.testsfailed > 0 and not record.outcomes
+
+
+def _comparable(run: Run) -> bool:
+    """Whether the run is the one that expected counts are committed for."""
+    plain = not (run.options.settings or run.options.net_conf or run.options.manifest or run.options.mtu)
+    return run.whole and plain

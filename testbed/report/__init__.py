@@ -1,1 +1,1 @@
-
+"""What a run says at its end: a table, JUnit XML and checks.json."""

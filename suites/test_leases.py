@@ -1,0 +1,58 @@
+"""LSE: leases and subnet.env."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Interface, IPv4Network
+from itertools import combinations
+
+from testbed.checks import check
+from testbed.fixtures import Facts
+from testbed.nodes.deploy import Cluster
+
+
+@check("LSE-01")
+def test_subnet_env_has_exactly_its_keys(cluster: Cluster) -> None:
+    """Network, subnet, MTU and masquerading, and nothing else. Source: S4, S2."""
+    for node in cluster.members:
+        env = cluster.subnet_env(node.name)
+        wanted = {"FLANNEL_NETWORK", "FLANNEL_SUBNET", "FLANNEL_MTU", "FLANNEL_IPMASQ"}
+        assert set(env) == wanted, f"{node.name}: {sorted(env)}"
+        assert IPv4Network(env["FLANNEL_NETWORK"]) == cluster.flannel.network, node.name
+        assert env["FLANNEL_IPMASQ"] == str(cluster.flannel.ip_masq).lower(), node.name
+
+
+@check("LSE-02")
+def test_subnet_is_the_first_host_of_the_lease(cluster: Cluster) -> None:
+    """FLANNEL_SUBNET is the podCIDR's first host address with its mask. Source: S4."""
+    leases = cluster.leases()
+    for node in cluster.members:
+        subnet = IPv4Interface(cluster.subnet_env(node.name)["FLANNEL_SUBNET"])
+        assert subnet.ip == subnet.network[1], f"{node.name}: {subnet} is not the first host address"
+        leased = leases[node.name]["key"].rpartition("/")[2].replace("-", "/")
+        assert subnet.network == IPv4Network(leased), f"{node.name}: the lease is {leased}"
+
+
+@check("LSE-03")
+def test_pod_cidrs_are_disjoint_parts_of_the_network(facts: Facts) -> None:
+    """Every podCIDR is a subnet of the Network of the configured size; none overlap. Source: S2, S4, #752, #621."""
+    flannel = facts.cluster.flannel
+    cidrs = facts.pod_cidrs()
+    for node, cidr in cidrs.items():
+        assert cidr.subnet_of(flannel.network), f"{node}: {cidr} is outside {flannel.network}"
+        assert cidr.prefixlen == flannel.subnet_len, f"{node}: {cidr}"
+    for (one, first), (other, second) in combinations(cidrs.items(), 2):
+        assert not first.overlaps(second), f"{one} and {other} share {first}"
+
+
+@check("LSE-05")
+def test_lease_carries_the_devices_mac(cluster: Cluster, facts: Facts) -> None:
+    """The lease's VNI and VtepMAC are the vxlan device's own, each MAC unique. Source: S4, #1155, #1795."""
+    device = str(cluster.flannel.tunnel_device)
+    macs = {}
+    for name, lease in cluster.leases().items():
+        data = lease["value"]["BackendData"]
+        assert data["VNI"] == cluster.flannel.vni, f"{name}: {data}"
+        macs[name] = data["VtepMAC"]
+        assert data["VtepMAC"] == facts.link(name, device).mac, f"{name}: the lease and {device} differ"
+    assert set(macs) == {node.name for node in cluster.members}
+    assert len(set(macs.values())) == len(macs), f"one MAC twice: {macs}"

@@ -1,0 +1,115 @@
+"""Which checks of the suites are about a run, along which paths, and why some cannot run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from testbed import checks
+from testbed.runstate import Run
+
+NOT_WRITTEN = "is not written yet"
+
+
+def worker_id(config: pytest.Config) -> str:
+    """The id of a worker of xdist (`gw0`); "" for a run in one process and for the controller."""
+    return str(getattr(config, "workerinput", {}).get("workerid", ""))
+
+
+def whole_suites(config: pytest.Config) -> bool:
+    """Whether whole folders were asked for, not single files or functions."""
+    return all("::" not in argument and Path(argument).is_dir() for argument in config.args)
+
+
+def row_of(item: pytest.Item) -> checks.Row:
+    """The catalogue row of a check. Raises CollectError for an id that is not in the catalogue."""
+    marker = item.get_closest_marker("check")
+    assert marker is not None  # asked for marked items only
+    row = checks.load_catalogue().get(marker.args[0])
+    if row is None:
+        raise pytest.Collector.CollectError(f"{item.nodeid}: {marker.args[0]} is not in the catalogue")
+    return row
+
+
+def parametrise(metafunc: pytest.Metafunc, run: Run) -> None:
+    """Give a check one item a path of its row, those of another sort left out."""
+    marker = next(metafunc.definition.iter_markers("check"))
+    row = checks.load_catalogue().get(marker.args[0])
+    paths = checks.paths_of(run.lab, run.options.backend)
+    kinds = [
+        kind
+        for kind in (row.paths if row else ())
+        if kind in checks.TRAFFIC and checks.applies(kind, run.options.backend, **marker.kwargs)
+    ]
+    specs = [paths[kind] for kind in kinds]
+    metafunc.parametrize("path", specs, indirect=True, ids=[f"{run.options.backend}-{spec}" for spec in specs])
+
+
+class Unwritten(pytest.Item):
+    """A row of the smoke subset that no function checks, so that it shows as skipped instead of not at all."""
+
+    row: checks.Row
+
+    def runtest(self) -> None:
+        """Skip; see `skip_reason`."""
+        pytest.skip(skip_reason(self))
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        """Where the row stands."""
+        return checks.catalogue_path(), 0, self.name
+
+
+def skip_reason(item: pytest.Item) -> str:
+    """Why a check cannot run here; "" where it can."""
+    if item.get_closest_marker("check") is None:
+        return ""
+    row = row_of(item)
+    if isinstance(item, Unwritten):
+        return row.reason or NOT_WRITTEN
+    if row.reason:
+        return row.reason
+    callspec = getattr(item, "callspec", None)
+    spec = callspec.params.get("path") if callspec else None
+    return spec.reason if isinstance(spec, checks.PathSpec) else ""
+
+
+def select(session: pytest.Session, config: pytest.Config, items: list[pytest.Item], run: Run) -> None:
+    """Name items by their rows, drop those about other backends, and add the rows that nothing checks yet."""
+    kept, dropped, found = [], [], set()
+    for item in items:
+        if item.get_closest_marker("check") is None:
+            kept.append(item)
+            continue
+        row = row_of(item)
+        found.add(row.id)
+        rename(item, row.id)
+        spec = getattr(item, "callspec", None)
+        without_path = spec is not None and "path" in spec.params and not isinstance(spec.params["path"], checks.PathSpec)
+        (dropped if run.options.backend not in row.backends or without_path else kept).append(item)
+    if whole_suites(config):
+        kept += [
+            unwritten(session, row)
+            for row in checks.load_catalogue().values()
+            if row.smoke and run.options.backend in row.backends and row.id not in found
+        ]
+    order = {row: position for position, row in enumerate(checks.load_catalogue())}
+    kept.sort(key=lambda item: order[row_of(item).id] if item.get_closest_marker("check") else -1)
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+    items[:] = kept
+
+
+def rename(item: pytest.Item, row: str) -> None:
+    """Call an item by its row, `VXE-01[vxlan-XS-…]`, in the report, in `-k` and in its node id."""
+    _, bracket, path = item.name.partition("[")
+    item.name = f"{row}{bracket}{path}"
+    assert item.parent is not None
+    item._nodeid = f"{item.parent.nodeid}::{item.name}"  # noqa: SLF001 (pytest has no public way)
+
+
+def unwritten(session: pytest.Session, row: checks.Row) -> pytest.Item:
+    """An item for a row that no function checks."""
+    item: Unwritten = Unwritten.from_parent(session, name=row.id)
+    item.add_marker(pytest.mark.check(row.id, encapsulated=False, direct=False))
+    return item

@@ -1,0 +1,181 @@
+"""What checks ask for: the cluster, the captures and their window, the kernel's state, and the path under test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import TYPE_CHECKING
+
+import pytest
+
+from testbed.checks import PathSpec
+from testbed.console import Ticks
+from testbed.errors import LabError, TestbedError
+from testbed.labs import Quiet
+from testbed.labs.base import Node, Place
+from testbed.probes.capture import Captures, Target, Window
+from testbed.probes.iproute import Link, State, read_state
+from testbed.probes.packets import Tunnel
+from testbed.runstate import RUN
+
+if TYPE_CHECKING:
+    from testbed.nodes.deploy import Cluster
+    from testbed.nodes.pods import Pod
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """The path under test, its ends found in the lab. `target` is a pod, or a node or the outside host."""
+
+    kind: str
+    source: Pod
+    target: Place
+    address: IPv4Address  # the target's
+    source_node: Node
+    target_node: Node
+
+    @property
+    def pods(self) -> tuple[Pod, Pod]:
+        """Both ends, where both are pods. Raises LabError where one is not."""
+        from testbed.nodes.pods import Pod
+
+        if not isinstance(self.target, Pod):
+            raise LabError(f"the path {self.kind} ends at no pod")
+        return self.source, self.target
+
+
+class Facts:
+    """The kernel's state on nodes and in pods, read once and kept until a check that changes it says so."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self._states: dict[str, State] = {}
+
+    def node(self, name: str) -> State:
+        """State of a machine of the lab."""
+        if name not in self._states:
+            self._states[name] = read_state(self.cluster.lab.node(name))
+        return self._states[name]
+
+    def pod(self, pod: Pod) -> State:
+        """State inside a pod."""
+        if pod.name not in self._states:
+            self._states[pod.name] = read_state(pod, fdb=False)
+        return self._states[pod.name]
+
+    def forget(self) -> None:
+        """Read everything anew when it is asked for next."""
+        self._states.clear()
+
+    def link(self, node: str, name: str) -> Link:
+        """A device that has to be there for the check to have a meaning: an assertion about flannel."""
+        link = self.node(node).link(name)
+        assert link is not None, f"{node} has no device {name}"
+        return link
+
+    def host_veth(self, pod: Pod) -> Link:
+        """The node's end of a pod's interface."""
+        inside = self.pod(pod).link("eth0")
+        assert inside is not None, f"{pod.name} has no eth0"
+        found = [link for link in self.node(pod.node.name).links if link.index == inside.peer_index]
+        assert len(found) == 1, f"{pod.name}: no device of {pod.node.name} has index {inside.peer_index}"
+        return found[0]
+
+    def mtu(self, node: str) -> int:
+        """FLANNEL_MTU as it has to be on that node."""
+        return self.cluster.flannel.mtu_of(self.cluster.lab.spec.node(node).underlay.mtu)
+
+    def pod_cidrs(self) -> dict[str, IPv4Network]:
+        """The podCIDR of each member."""
+        return {member.name: self.cluster.pod_cidr(member.name) for member in self.cluster.members}
+
+    def peers(self, node: str) -> dict[str, IPv4Network]:
+        """The podCIDR of each other member."""
+        return {name: cidr for name, cidr in self.pod_cidrs().items() if name != node}
+
+
+def tunnel_of(cluster: Cluster) -> Tunnel:
+    """How the cluster's packets are encapsulated."""
+    kind = cluster.flannel.backend.type
+    return Tunnel(kind if kind in ("vxlan", "udp", "ipip") else None, cluster.flannel.port)
+
+
+def capture_targets(cluster: Cluster, facts: Facts) -> list[Target]:
+    """Every interface that checks look at."""
+    flannel, spec = cluster.flannel, cluster.lab.spec
+    found = []
+    for member in cluster.members:
+        names = [spec.node(member.name).underlay.name, flannel.tunnel_device, flannel.bridge]
+        found += [
+            Target(f"{member.name}:{name}", member, name)
+            for name in names
+            if name and facts.node(member.name).link(name) is not None
+        ]
+    for pod in cluster.pods.values():
+        found.append(Target(f"{pod.name}:eth0", pod.node, "eth0", pod.netns))
+        veth = facts.host_veth(pod).name
+        found.append(Target(f"{pod.node.name}:{veth}", pod.node, veth))
+    outside = cluster.lab.node(spec.outside.name)
+    found += [Target(f"{outside.name}:{iface.name}", outside, iface.name) for iface in spec.outside.ifaces]
+    return found
+
+
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """The lab of this run with flannel on it; the whole run ends where it does not come up."""
+    from testbed.nodes import deploy
+
+    run = request.config.stash[RUN]
+    progress = Ticks(run.screen.stream) if run.screen else Quiet()
+    try:
+        running = deploy.bring_up(run.options, progress)
+    except TestbedError:
+        request.session.shouldfail = "the lab did not come up"
+        raise
+    run.cluster = running
+    yield running
+    if run.screen:
+        run.screen.close_bar()
+    if run.options.keep:
+        running.lab.detach()
+    else:
+        with progress.step("Removing the lab"):
+            running.lab.down()
+
+
+@pytest.fixture(scope="session")
+def facts(cluster: Cluster) -> Facts:
+    """What the kernels say."""
+    return Facts(cluster)
+
+
+@pytest.fixture(scope="session")
+def captures(cluster: Cluster, facts: Facts) -> Iterator[Captures]:
+    """The captures of the run, on every interface that matters."""
+    with Captures(tunnel_of(cluster)) as running:
+        running.start(capture_targets(cluster, facts))
+        yield running
+
+
+@pytest.fixture
+def window(captures: Captures) -> Iterator[Window]:
+    """What the check sees of the captures; closing it tells whether packets were dropped meanwhile."""
+    captures.restart_ended()
+    before = captures.drops()
+    view = captures.window()
+    view.baseline(before)
+    yield view
+    view.close()
+
+
+@pytest.fixture
+def path(request: pytest.FixtureRequest, cluster: Cluster) -> Path:
+    """The path under test; the check runs once for each of its row's."""
+    spec: PathSpec = request.param
+    source = cluster.pods[spec.source]
+    if spec.target in cluster.pods:
+        pod = cluster.pods[spec.target]
+        return Path(spec.kind, source, pod, pod.address, source.node, pod.node)
+    node = cluster.lab.node(spec.target)
+    return Path(spec.kind, source, node, cluster.lab.spec.node(spec.target).ip, source.node, node)

@@ -1,0 +1,135 @@
+"""Writing a run's report: aside, under a lock, and then renamed, so that a reader sees the old one or the new one."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from testbed.deadline import Deadline
+from testbed.errors import LabError
+from testbed.report.junit import to_junit
+from testbed.report.record import RunRecord
+
+LOCK_SECONDS = 30.0
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._+=@-]+")
+
+
+def safe_name(text: str) -> str:
+    """A file name for a check or an interface: without separators, and never empty or hidden."""
+    return _UNSAFE.sub("_", text).strip("._")[:120] or "unnamed"
+
+
+def _said(error: OSError, folder: Path) -> LabError:
+    """The one error for whatever keeps a report from being written."""
+    hints = {
+        errno.ENOSPC: "free some space there, or give another folder by --reports",
+        errno.EDQUOT: "your quota there is used up; give another folder by --reports",
+        errno.EACCES: "give a folder that you may write to by --reports",
+        errno.EPERM: "give a folder that you may write to by --reports",
+        errno.EROFS: "give a folder that you may write to by --reports",
+    }
+    what = f"the report cannot be written: {error.strerror or error}"
+    return LabError(what, where=str(folder), hint=hints.get(error.errno or 0, "give another folder by --reports"))
+
+
+class ReportFolder:
+    """The report of one run while it grows beside its final place, `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            self._sweep()
+            prefix = f".{self.folder.name}.{os.getpid()}."
+            self.staging = Path(tempfile.mkdtemp(prefix=prefix, dir=self.folder.parent))
+            self.staging.chmod(0o755)
+        except OSError as error:
+            raise _said(error, self.folder) from error
+
+    def _sweep(self) -> None:
+        """Remove what runs left behind that were killed."""
+        mine = re.compile(re.escape(f".{self.folder.name}.") + r"(\d+)\..+")
+        for path in self.folder.parent.iterdir():
+            found = mine.fullmatch(path.name)
+            if found and not Path(f"/proc/{found[1]}").exists():
+                shutil.rmtree(path, ignore_errors=True)
+
+    def write(self, record: RunRecord) -> Path:
+        """Write everything and put it in its place; returns the folder. Raises LabError, and leaves nothing then."""
+        try:
+            _write(self.staging / "checks.json", json.dumps(record.to_json(), indent=1, ensure_ascii=False) + "\n")
+            _write(self.staging / "junit.xml", to_junit(record))
+            with self._locked():
+                self._replace()
+        except OSError as error:
+            self.discard()
+            raise _said(error, self.folder) from error
+        return self.folder
+
+    def _replace(self) -> None:
+        """Swap the finished report in; the earlier one disappears only once the new one stands there."""
+        old = self.staging.with_name(f"{self.staging.name}.old")
+        if self.folder.exists():
+            self.folder.rename(old)
+        try:
+            self.staging.rename(self.folder)
+        except OSError:
+            with suppress(OSError):
+                old.rename(self.folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with (self.folder.parent / f".{self.folder.name}.lock").open("w") as lock:
+            taken = Deadline(LOCK_SECONDS).poll(lambda: _try_lock(lock.fileno()))
+            if not taken:
+                raise LabError("another run is writing its report there", where=str(self.folder), hint="try again")
+            yield
+
+    def discard(self) -> None:
+        """Give the report up."""
+        shutil.rmtree(self.staging, ignore_errors=True)
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def save_artefacts(staging: Path, item: str, files: Mapping[str, bytes]) -> list[str]:
+    """Keep a failed check's files under `failures/`; returns their paths inside the report.
+
+    Raises LabError, with nothing half-written, where they cannot be kept.
+    """
+    folder = staging / "failures" / safe_name(item)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        written = []
+        for name, content in sorted(files.items()):
+            path = folder / name
+            path.write_bytes(content)
+            written.append(str(path.relative_to(staging)))
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise _said(error, staging.parent) from error
+    return written

@@ -1,0 +1,38 @@
+"""What the pytest plugin and its fixtures know of the run, kept in pytest's own stash."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from testbed.flannelspec import FlannelSpec
+from testbed.model import LabSpec
+from testbed.options import RunOptions
+from testbed.report.record import RunRecord
+from testbed.report.terminal import Screen
+from testbed.report.write import ReportFolder
+
+if TYPE_CHECKING:
+    from testbed.nodes.deploy import Cluster
+
+
+@dataclass
+class Run:
+    """One run of the suites in this process. A worker has no screen, record or report: its controller has."""
+
+    options: RunOptions
+    lab: LabSpec
+    flannel: FlannelSpec
+    staging: Path | None = None
+    report: ReportFolder | None = None
+    record: RunRecord | None = None
+    screen: Screen | None = None
+    total: int = 0
+    whole: bool = False  # the selection is the one that expected counts are committed for
+    cluster: Cluster | None = None
+
+
+RUN: pytest.StashKey[Run] = pytest.StashKey()
