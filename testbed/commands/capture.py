@@ -74,7 +74,7 @@ def capture(name: str | None, write: Path | None, count: int | None, target: str
     if reader:
         assert reader.stdin is not None
         reader.stdin.close()
-        threading.Thread(target=lambda: (reader.wait(), process.terminate()), daemon=True).start()
+        threading.Thread(target=_end_with, args=(reader, process), daemon=True).start()
     try:
         return _follow(process)
     except KeyboardInterrupt:
@@ -86,6 +86,12 @@ def capture(name: str | None, write: Path | None, count: int | None, target: str
         process.wait()
         if reader:
             reader.wait()
+
+
+def _end_with(reader: subprocess.Popen[bytes], process: Process) -> None:
+    """End the capture once its reader has shown enough."""
+    reader.wait()
+    process.terminate()
 
 
 def _follow(process: Process) -> int:
