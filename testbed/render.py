@@ -5,6 +5,7 @@ What was rendered is parsed back and compared with the model before anyone sees 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -81,7 +82,9 @@ def render_frr(spec: NodeSpec, lab: LabSpec) -> dict[str, str]:
 
 def cluster_name(lab: LabSpec) -> str:
     """The lab's name for containerlab and kind: letters and digits, as containers are called by it."""
-    return re.sub(r"[^a-z0-9]", "", lab.id.lower())[: MAX_KIND_NAME - len("-control-plane")] or "lab"
+    name = re.sub(r"[^a-z0-9]", "", lab.id)[: MAX_KIND_NAME - len("-control-plane") - 4]
+    # Two ids that differ in what is left out here must not meet in one name.
+    return name if name == lab.id else name + hashlib.sha256(lab.id.encode()).hexdigest()[:4]
 
 
 def kind_nodes(lab: LabSpec) -> dict[str, str]:

@@ -195,9 +195,9 @@ class _Reading:
 
     def racks(self, content: Mapping[str, Any]) -> list[_Piece]:
         """Every rack with what of it is in order by itself; a clos's racks are laid out here."""
-        if "racks" in content and "clos" in content:
+        if None not in (content.get("racks"), content.get("clos")):
             self.fault(("clos",), "a topology has racks or clos, not both", "remove one of them")
-        elif "racks" not in content and "clos" not in content:
+        elif content.get("racks") is None and content.get("clos") is None:
             self.fault((), "no racks", "describe them under racks, or a whole fabric under clos")
         listed = content.get("racks")
         if isinstance(listed, list):

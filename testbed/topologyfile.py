@@ -122,5 +122,5 @@ class TopologyModel(_Model):
     spines: int = Field(ge=0, le=MAX_SPINES)
     outside: Address
     control_plane: Name | None = None
-    racks: list[RackModel] | None = None
+    racks: Annotated[list[RackModel], Field(min_length=1)] | None = None
     clos: ClosModel | None = None

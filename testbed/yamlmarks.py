@@ -25,7 +25,9 @@ MAX_VALUES = 50_000
 Path = tuple[str | int, ...]
 """Where a value sits: keys and list positions from the document's root."""
 
-_STR = "tag:yaml.org,2002:str"
+_CORE = "tag:yaml.org,2002:"
+_STR = _CORE + "str"
+_TAGS = frozenset({"map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value"})
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,18})")
 _FLOAT = re.compile(r"[-+]?[0-9]{1,18}\.[0-9]{1,18}([eE][-+]?[0-9]{1,2})?")
 _WORDS: dict[str, Any] = {
@@ -118,6 +120,10 @@ class _Converter:
                 what = f"more than {MAX_VALUES} values or {MAX_DEPTH} levels once aliases are followed"
                 self.faults.append(Fault(self.file, _line(node), "", what, "write it out without YAML aliases"))
             return None
+        if node.tag.removeprefix(_CORE) not in _TAGS:
+            hint = "write the plain value"
+            self.faults.append(Fault(self.file, _line(node), spell(path), f"the tag {node.tag} is not taken", hint))
+            return None
         if isinstance(node, yaml.MappingNode):
             return self.mapping(document, node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -126,7 +132,7 @@ class _Converter:
                 for position, item in enumerate(node.value)
                 if not self.exhausted
             ]
-        return self.scalar(node, path)
+        return self.scalar(node)
 
     def mapping(self, document: Document, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -147,15 +153,11 @@ class _Converter:
             result[name] = self.convert(document, value, here, _line(key))
         return result
 
-    def scalar(self, node: yaml.Node, path: Path) -> Any:
+    def scalar(self, node: yaml.Node) -> Any:
         assert isinstance(node, yaml.ScalarNode)
         text = str(node.value)
         if node.style or node.tag == _STR:
             return text
-        if not node.tag.startswith("tag:yaml.org,2002:"):
-            hint = "write the plain value"
-            self.faults.append(Fault(self.file, _line(node), spell(path), f"the tag {node.tag} is not taken", hint))
-            return None
         return plain(text)
 
 

@@ -1,0 +1,112 @@
+"""Builds outside programs that no package has, from their Go modules pinned in `tools/`; each is built once."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from testbed.errors import LabError
+
+BUILD_SECONDS = 1800.0
+
+
+class ToolUnavailable(LabError):
+    """The tool cannot be built here: Go is missing, its modules cannot be had, or this is no checkout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A program: the folder of `tools/` that pins it, and its package."""
+
+    folder: str
+    package: str
+
+
+TOOLS = {
+    "containerlab": Tool("containerlab", "github.com/srl-labs/containerlab"),
+    "kind": Tool("kind", "sigs.k8s.io/kind"),
+    "kindcheck": Tool("kind", "."),
+}
+
+
+def build_tool(name: str) -> Path:
+    """Return the program of that name (one of `TOOLS`), built now unless it was before.
+
+    A build is kept under $XDG_CACHE_HOME/testbed/tools by a hash of its sources, pins and compiler.
+    Raises ToolUnavailable where it cannot be built here, LabError where its build fails.
+    """
+    tool = TOOLS[name]
+    source = Path(__file__).resolve().parent.parent / "tools" / tool.folder
+    if not (source / "go.mod").is_file():
+        raise ToolUnavailable(f"{name} is built from a checkout, which this is not", where=str(source))
+    go = shutil.which("go")
+    if go is None:
+        raise ToolUnavailable(f"{name} is built with Go, which is missing", hint="install golang-go, or Go from go.dev")
+    cache = _cache()
+    program = cache / f"{name}-{_fingerprint(go, source, tool.package)}"
+    if program.exists():
+        return program
+    with (cache / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not program.exists():  # someone else may have built it while this one waited
+            _build(go, source, tool.package, program)
+    return program
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    folder = (Path(base) if base.startswith("/") else Path("~/.cache").expanduser()) / "testbed" / "tools"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:
+        raise ToolUnavailable(
+            f"no folder for builds: {error}", hint="set XDG_CACHE_HOME to a folder of yours"
+        ) from None
+    return folder
+
+
+def _environment() -> dict[str, str]:
+    # One compiler, the one that is here; and no C, so that a build depends on no header of this machine.
+    return {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -trimpath", "GOWORK": "off"}
+
+
+def _go(go: str, source: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # Builds take minutes of both processors, and whoever waits for a lab comes first.
+    argv = ["nice", "-n", "15", go, *arguments]
+    try:
+        return subprocess.run(
+            argv, cwd=source, env=_environment(), capture_output=True, text=True, timeout=BUILD_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise ToolUnavailable(f"`go {arguments[0]}` took more than {BUILD_SECONDS:.0f} s", where=str(source)) from None
+
+
+def _fingerprint(go: str, source: Path, package: str) -> str:
+    digest = hashlib.sha256(f"{package}\n{_go(go, source, 'env', 'GOVERSION', 'GOARCH').stdout}".encode())
+    for path in sorted([*source.glob("*.go"), source / "go.mod", source / "go.sum"]):
+        digest.update(f"{path.name}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _build(go: str, source: Path, package: str, program: Path) -> None:
+    # Loading the packages fetches their modules, so what fails here is the network or the pins, not the build.
+    loaded = _go(go, source, "list", "-deps", package)
+    if loaded.returncode != 0:
+        hint = "its Go modules have to be downloaded once"
+        raise ToolUnavailable(f"{program.name} cannot be had: {loaded.stderr.strip()[-1000:]}", hint=hint)
+    number, aside = tempfile.mkstemp(dir=program.parent, prefix=f".{program.name}.")
+    os.close(number)
+    try:
+        built = _go(go, source, "build", "-o", aside, package)
+        if built.returncode != 0:
+            raise LabError(f"{package} does not build: {built.stderr.strip()[-2000:]}", where=str(source))
+        Path(aside).chmod(0o755)
+        Path(aside).replace(program)
+    finally:
+        Path(aside).unlink(missing_ok=True)
