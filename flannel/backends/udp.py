@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from ipaddress import IPv4Network
 
 from flannel import log
@@ -129,11 +130,14 @@ class UdpBackend:
         threading.Thread(target=self._proxy.take_in, name="udp-in", daemon=True).start()
 
     def _send_out(self, proxy: Proxy) -> None:
-        try:
-            proxy.send_out()
-        except OSError as error:
-            if error.errno != errno.EBADFD:  # that one says that the device was deleted, which the reconciler sees too
-                log.error(f"the TUN device cannot be read any more: {error.strerror}")
+        while True:
+            try:
+                proxy.send_out()
+            except OSError as error:
+                if error.errno in (errno.EBADFD, errno.EFAULT):
+                    return  # the device was deleted; the reconciler sees that too, and starts another thread
+                log.error(f"cannot read from the TUN device: {error.strerror}")
+                time.sleep(1)
 
     def wants(self, lease: Lease, facts: Facts) -> Wants:
         """Nothing of the kernel: packets are moved here. What backend the peer names is not looked at, as upstream."""
