@@ -13,6 +13,9 @@ from testbed.labs.netns import NetnsLab, NetnsNode, open_lab
 from testbed.model import Role
 from testbed.nodes.deploy import each
 
+WIDE = 200
+"""Columns of a table that nobody looks at on a terminal: nothing is wrapped for grep's sake."""
+
 #: Answers in one command what would be several: the pid of flanneld if it lives, then subnet.env.
 _LOOK = (
     'pid=$(cat /run/flanneld.pid 2>/dev/null) && kill -0 "$pid" 2>/dev/null && echo "$pid" || echo; '
@@ -76,6 +79,8 @@ def status(name: str | None, as_json: bool) -> None:
         return
     if not labs:
         click.echo("no lab is up; `testbed up` makes one")
-    console = Console(highlight=False, soft_wrap=not Console().is_terminal)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDE
     for lab in labs:
         console.print(_table(lab))

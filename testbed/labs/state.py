@@ -38,10 +38,12 @@ def checked_id(lab_id: str) -> str:
 
 
 def state_folder() -> Path:
-    """The folder of this user's labs. Raises LabError where it is somebody else's."""
+    """The folder of this user's labs, or TESTBED_STATE. Raises LabError where it is somebody else's."""
     uid = os.getuid()
     runtime = Path(f"/run/user/{uid}")
-    if uid == 0:
+    if "TESTBED_STATE" in os.environ:
+        folder = Path(os.environ["TESTBED_STATE"])
+    elif uid == 0:
         folder = Path("/run/testbed")
     elif runtime.is_dir() and os.access(runtime, os.W_OK):
         folder = runtime / "testbed"

@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from testbed.errors import LabError, TestbedError
+from testbed.errors import Exit, LabError, TestbedError
 from testbed.labs.base import Node, Result
 
 CNI_BIN = "/opt/cni/bin"
 
 
 class CniError(TestbedError):
-    """A plugin refused; carries the protocol's code and message."""
+    """A plugin refused, which is the product's failure; carries the protocol's code and message."""
+
+    exit_code = Exit.FAILED
 
     def __init__(self, where: str, command: str, plugin: str, code: int, text: str) -> None:
         self.code = code
