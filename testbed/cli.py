@@ -131,9 +131,8 @@ def invoke(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         return int(Exit.INTERRUPTED)
-    except BrokenPipeError:
-        # Whoever read our output has gone; so must Python's last flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit:
+        # Commands return their code; it is click that exits, where whoever read our output has gone, and with 1.
         return int(Exit.LAB)
     except Exception as error:  # noqa: BLE001 - the last resort: no traceback for a user
         return _unexpected(error)

@@ -117,6 +117,7 @@ def test_a_reader_that_goes_away_gets_no_traceback() -> None:
     done = subprocess.run(argv, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert done.stderr == ""
+    assert done.returncode == 2, "no check has failed"
 
 
 # --- testbed run ---
@@ -222,7 +223,7 @@ cli.main()
 """
     stand_in = tmp_path / "stand-in"
     stand_in.write_text(
-        f"#!/bin/sh\ntrap 'echo ended >>{ended}; exit 130' TERM\necho \"$4\" >>{began}\nwhile :; do sleep 0.05; done\n"
+        f"#!/bin/sh\ntrap 'echo ended >>{ended}; exit 130' TERM\necho \"$4\" >>{began}\nfor i in $(seq 400); do sleep 0.05; done\n"
     )
     stand_in.chmod(0o755)
     argv = [sys.executable, "-c", code, "run", "vxlan", "udp"]
