@@ -264,9 +264,9 @@ def tool(argv: list[str], text: str = "") -> str:
 
 def node_facts(node: dict[str, Any]) -> dict[str, Any]:
     """Wire this node from inside, then read everything back."""
-    tool(["ip", "-batch", "-"], node["batch"])
+    addresses = tool(["ip", "-j", "-d", "-batch", "-"], node["batch"] + "addr show\n")
     offloads = {iface: set_offloads(iface, on) for iface, on in node["offloads"].items()}
-    return {"addresses": json.loads(tool(["ip", "-j", "-d", "addr", "show"])), "offloads": offloads}
+    return {"addresses": json.loads(addresses), "offloads": offloads}
 
 
 def start_daemons(node: dict[str, Any], folder: str) -> None:
@@ -346,9 +346,9 @@ class NodeChild:
         self.name: str = node["name"]
         start_read, self.start = os.pipe()
         answer_read, answer = os.pipe()
-        pid_read, pid_write = os.pipe()
-        middle = os.fork()
-        if not middle:
+        self.pid_read, pid_write = os.pipe()
+        self.middle = os.fork()
+        if not self.middle:
             unshare(NEWNS | NEWNET | NEWUTS | NEWIPC | NEWPID)
             child = os.fork()
             if not child:
@@ -359,13 +359,17 @@ class NodeChild:
             os._exit(0)
         for number in (start_read, answer, pid_write):
             os.close(number)
-        text = os.read(pid_read, 32)
-        os.close(pid_read)
-        os.waitpid(middle, 0)
+        self.pid = 0
+        self.answer = os.fdopen(answer_read, "r")
+
+    def made(self) -> None:
+        """Learn the node's pid; the others are being made meanwhile."""
+        text = os.read(self.pid_read, 32)
+        os.close(self.pid_read)
+        os.waitpid(self.middle, 0)
         if not text:
             raise OSError(0, f"{self.name}: its namespaces could not be made (limit of this user reached?)")
         self.pid = int(text)
-        self.answer = os.fdopen(answer_read, "r")
 
     def line(self) -> str:
         text = self.answer.readline()
@@ -384,6 +388,7 @@ def make_nodes(plan: dict[str, Any]) -> dict[str, Any]:
     """Make all nodes, lay the cables between them, and let each wire itself."""
     children = [NodeChild(node, plan["frr_folder"]) for node in plan["nodes"]]
     for child in children:
+        child.made()
         text = child.line()
         if text.strip():
             child.facts(text)
