@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from testbed.commands.labs import find_lab, find_place, name_option
@@ -13,7 +11,7 @@ from testbed.commands.labs import find_lab, find_place, name_option
 @name_option
 @click.argument("endpoint", metavar="NODE[/POD]")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def exec_(name: str | None, endpoint: str, command: tuple[str, ...]) -> None:
+def exec_(name: str | None, endpoint: str, command: tuple[str, ...]) -> int:
     """Run a command on a node or in a pod, on this terminal; its exit code is the command's."""
     words = command[1:] if command[0] == "--" else command
-    sys.exit(find_place(find_lab(name), endpoint).interactive(words))
+    return find_place(find_lab(name), endpoint).interactive(words)

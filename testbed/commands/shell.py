@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from testbed.commands.labs import find_lab, find_place, name_option
@@ -12,12 +10,10 @@ from testbed.commands.labs import find_lab, find_place, name_option
 @click.command()
 @name_option
 @click.argument("endpoint", metavar="NODE[/POD]")
-def shell(name: str | None, endpoint: str) -> None:
+def shell(name: str | None, endpoint: str) -> int:
     """Open a shell on a node or in a pod; its exit code is the last command's."""
     place = find_place(find_lab(name), endpoint)
     prompt = f"PS1={endpoint}# "
-    sys.exit(
-        place.interactive(
-            ["env", prompt, "sh", "-c", 'exec "$(command -v bash || echo sh)" --norc -i 2>/dev/null || exec sh -i']
-        )
+    return place.interactive(
+        ["env", prompt, "sh", "-c", 'exec "$(command -v bash || echo sh)" --norc -i 2>/dev/null || exec sh -i']
     )

@@ -223,7 +223,9 @@ cli.main()
 """
     stand_in = tmp_path / "stand-in"
     stand_in.write_text(
-        f"#!/bin/sh\ntrap 'echo ended >>{ended}; exit 130' TERM\necho \"$4\" >>{began}\nfor i in $(seq 400); do sleep 0.05; done\n"
+        f"#!/bin/sh\ntrap 'echo ended >>{ended}; exit 130' TERM\n"
+        f'echo "$4" >>{began}\n'
+        "for i in $(seq 400); do sleep 0.05; done\n"
     )
     stand_in.chmod(0o755)
     argv = [sys.executable, "-c", code, "run", "vxlan", "udp"]
