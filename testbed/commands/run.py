@@ -45,7 +45,7 @@ def run(context: click.Context, arguments: tuple[str, ...]) -> int:
     """Bring up a lab, deploy flannel on it, check it, report, and remove the lab."""
     names, options = split(arguments)
     if {"-h", "--help"} & set(options):
-        click.echo(context.get_help())
+        click.echo(f"{context.get_help()}\n")
         click.echo(suite_options())
         return int(Exit.HELD)
     if not names:
