@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -89,7 +89,7 @@ def _row(item: Mapping[str, Any], needs: Mapping[str, str]) -> Row:
     )
 
 
-def check(row: str, *, encapsulated: bool = False, direct: bool = False) -> Any:
+def check(row: str, *, encapsulated: bool = False, direct: bool = False) -> Callable[[F], F]:
     """Mark a function of `suites/` as the check of a catalogue row.
 
     With a `path` fixture it runs once for each of the row's paths.  `encapsulated` leaves out the paths that the
@@ -97,7 +97,8 @@ def check(row: str, *, encapsulated: bool = False, direct: bool = False) -> Any:
     """
     import pytest  # listing the catalogue does without it
 
-    return pytest.mark.check(row, encapsulated=encapsulated, direct=direct)
+    mark: Callable[[F], F] = pytest.mark.check(row, encapsulated=encapsulated, direct=direct)
+    return mark
 
 
 def inconclusive(reason: str) -> NoReturn:

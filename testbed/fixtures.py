@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from testbed.checks import PathSpec
+from testbed.checks import PathSpec, paths_of
 from testbed.console import Ticks
+from testbed.deadline import Deadline
 from testbed.errors import LabError, TestbedError
 from testbed.labs import Quiet
 from testbed.labs.base import Node, Place
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from testbed.nodes.pods import Pod
 
 
+CONVERGED_SECONDS = 5.0
+"""How long a change of leases may take until every node has followed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Path:
     """The path under test, its ends found in the lab. `target` is a pod, or a node or the outside host."""
@@ -34,6 +39,16 @@ class Path:
     address: IPv4Address  # the target's
     source_node: Node
     target_node: Node
+
+    @property
+    def source_nic(self) -> str:
+        """The source node's underlay interface, as captures name it."""
+        return f"{self.source_node.name}:{self.source_node.spec.underlay.name}"
+
+    @property
+    def target_nic(self) -> str:
+        """The target node's underlay interface, as captures name it."""
+        return f"{self.target_node.name}:{self.target_node.spec.underlay.name}"
 
     @property
     def pods(self) -> tuple[Pod, Pod]:
@@ -51,6 +66,7 @@ class Facts:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self._states: dict[str, State] = {}
+        self._leases: dict[str, dict[str, Any]] | None = None
 
     def node(self, name: str) -> State:
         """State of a machine of the lab."""
@@ -67,6 +83,29 @@ class Facts:
     def forget(self) -> None:
         """Read everything anew when it is asked for next."""
         self._states.clear()
+        self._leases = None
+
+    def eventually(self, look: Callable[[], None], *, seconds: float = CONVERGED_SECONDS) -> None:
+        """Let assertions about state hold by a deadline: leases reach a node a moment after its peer has got one."""
+        last: list[AssertionError] = []
+
+        def attempt() -> bool:
+            try:
+                look()
+            except AssertionError as error:
+                last[:] = [error]
+                self.forget()
+                return False
+            return True
+
+        if not Deadline(seconds).poll(attempt):
+            raise last[0]
+
+    def leases(self) -> dict[str, dict[str, Any]]:
+        """The leases in the store by node; see `Cluster.leases`."""
+        if self._leases is None:
+            self._leases = self.cluster.leases()
+        return self._leases
 
     def link(self, node: str, name: str) -> Link:
         """A device that has to be there for the check to have a meaning: an assertion about flannel."""
@@ -93,6 +132,31 @@ class Facts:
     def peers(self, node: str) -> dict[str, IPv4Network]:
         """The podCIDR of each other member."""
         return {name: cidr for name, cidr in self.pod_cidrs().items() if name != node}
+
+    def tunnelled(self, node: str, peer: str) -> bool:
+        """Whether packets from a node to that peer have to be encapsulated."""
+        flannel = self.cluster.flannel
+        direct = flannel.direct and self.cluster.lab.spec.same_subnet(node, peer)
+        return flannel.backend.tunnels and not direct
+
+    def tunnelled_peers(self, node: str) -> dict[str, IPv4Network]:
+        """The podCIDR of each peer that is reached through the tunnel."""
+        return {name: cidr for name, cidr in self.peers(node).items() if self.tunnelled(node, name)}
+
+    def direct_peers(self, node: str) -> dict[str, IPv4Network]:
+        """The podCIDR of each peer that is reached by a plain route: only those in the node's own subnet can be."""
+        spec = self.cluster.lab.spec
+        return {
+            name: cidr
+            for name, cidr in self.peers(node).items()
+            if not self.tunnelled(node, name) and spec.same_subnet(node, name)
+        }
+
+    def node_source(self, node: str, peer: str) -> IPv4Address:
+        """The source address of what a node itself sends to a peer's pods: the tunnel's, or the node's own."""
+        if self.tunnelled(node, peer):
+            return self.cluster.pod_cidr(node)[0]
+        return self.cluster.lab.spec.node(node).ip
 
 
 def tunnel_of(cluster: Cluster) -> Tunnel:
@@ -169,10 +233,40 @@ def window(captures: Captures) -> Iterator[Window]:
     view.close()
 
 
+class Paths:
+    """Every path of the lab, for checks that need a certain one."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.specs = paths_of(cluster.lab.spec, cluster.flannel.backend.run)
+
+    def take(self, kind: str) -> Path:
+        """The path of that kind; the check is skipped, with the reason, where the lab has none."""
+        spec = self.specs[kind]
+        if spec.reason:
+            pytest.skip(spec.reason)
+        return resolve(self.cluster, spec)
+
+    def remote(self) -> Path:
+        """A path to another node's pod, through the tunnel where there is one."""
+        kinds = ("XS", "SS")
+        return self.take(next((kind for kind in kinds if not self.specs[kind].reason), "SS"))
+
+
+@pytest.fixture
+def paths(cluster: Cluster) -> Paths:
+    """The lab's paths by kind."""
+    return Paths(cluster)
+
+
 @pytest.fixture
 def path(request: pytest.FixtureRequest, cluster: Cluster) -> Path:
     """The path under test; the check runs once for each of its row's."""
-    spec: PathSpec = request.param
+    return resolve(cluster, request.param)
+
+
+def resolve(cluster: Cluster, spec: PathSpec) -> Path:
+    """Find a path's ends in the lab."""
     source = cluster.pods[spec.source]
     if spec.target in cluster.pods:
         pod = cluster.pods[spec.target]

@@ -14,7 +14,7 @@ import pytest
 
 from testbed import checks, collecting
 from testbed.errors import Exit, Fault, InputError, TestbedError
-from testbed.fixtures import captures, cluster, facts, path, window
+from testbed.fixtures import captures, cluster, facts, path, paths, window
 from testbed.options import (
     KERNELS,
     KERNELS_HERE,
@@ -39,7 +39,7 @@ from testbed.reporter import CheckReporter
 from testbed.runstate import RUN, Run
 from testbed.verdicts import artefacts_of, outcome_of
 
-__all__ = ["captures", "cluster", "facts", "path", "window"]
+__all__ = ["captures", "cluster", "facts", "path", "paths", "window"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -133,6 +133,7 @@ def _open_report(config: pytest.Config, run: Run) -> None:
         run.report = ReportFolder(run.options.reports)
         run.staging = run.report.staging
     options = run.options
+    nodes = [node.name for node in run.lab.cluster_nodes]
     run.record = RunRecord(
         {
             "name": options.name,
@@ -143,7 +144,9 @@ def _open_report(config: pytest.Config, run: Run) -> None:
             "mtu": run.lab.mtu,
             "rules": options.rules,
             "store": options.store,
-            "implementations": {n.name: str(options.implementation(n.name) or "bundled") for n in run.lab.cluster_nodes},
+            "implementations": {
+                n.name: str(options.implementation(n.name) or "bundled") for n in run.lab.cluster_nodes
+            },
         }
     )
     run.whole = not (config.getoption("keyword") or config.getoption("markexpr")) and collecting.whole_suites(config)
@@ -251,7 +254,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         run.screen.close_bar()
         run.screen.say(f"error: {error}", "bold red")
         code, place = int(error.exit_code), ""
-    run.screen.summary(record, expected, list(dict.fromkeys(row.group for row in checks.load_catalogue().values())), place)
+    run.screen.summary(
+        record, expected, list(dict.fromkeys(row.group for row in checks.load_catalogue().values())), place
+    )
     session.exitstatus = code
 
 

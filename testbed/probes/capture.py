@@ -36,7 +36,7 @@ LISTEN_SECONDS, SEEN_SECONDS, STATS_SECONDS = 10.0, 3.0, 3.0
 _STATS = re.compile(rb"(\d+) packets? captured, (\d+) packets? received by filter, (\d+) packets? dropped by kernel")
 
 
-class Inconclusive(Exception):  # noqa: N818 (a verdict, not an error)
+class Inconclusive(Exception):
     """A check could not tell: neither held nor failed."""
 
 

@@ -33,6 +33,7 @@ class Link:
     data: Mapping[str, Any]
     port: Mapping[str, Any]  # its attributes as a bridge's port
     addresses: tuple[IPv4Interface, ...]
+    scopes: tuple[str, ...]  # of the addresses, one each
     rx_packets: int
     tx_packets: int
 
@@ -139,7 +140,7 @@ def parse_state(text: str, entries: str, where: str) -> State:
     if len(parts) != 4:
         raise LabError(f"`ip -batch` gave {len(parts)} answers to 4 questions", where=where)
     try:
-        addresses = _addresses(parts[1])
+        addresses = {item["ifname"]: _inet(item) for item in parts[1] if item}
         links = tuple(_link(item, addresses.get(item["ifname"], ())) for item in parts[0])
         routes = tuple(_route(item) for item in parts[2])
         neighbours = tuple(_neighbour(item) for item in parts[3] if ":" not in item["dst"])
@@ -150,19 +151,11 @@ def parse_state(text: str, entries: str, where: str) -> State:
     return State(where, links, routes, neighbours, table, {link.name: link for link in links})
 
 
-def _addresses(items: Iterable[Mapping[str, Any]]) -> dict[str, tuple[IPv4Interface, ...]]:
-    return {
-        item["ifname"]: tuple(
-            IPv4Interface((entry["local"], entry["prefixlen"]))
-            for entry in item.get("addr_info", ())
-            if entry["family"] == "inet"
-        )
-        for item in items
-        if item
-    }
+def _inet(item: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    return tuple(entry for entry in item.get("addr_info", ()) if entry["family"] == "inet")
 
 
-def _link(item: Mapping[str, Any], addresses: tuple[IPv4Interface, ...]) -> Link:
+def _link(item: Mapping[str, Any], addresses: Iterable[Mapping[str, Any]]) -> Link:
     info = item.get("linkinfo", {})
     stats = item.get("stats64", {})
     return Link(
@@ -179,7 +172,8 @@ def _link(item: Mapping[str, Any], addresses: tuple[IPv4Interface, ...]) -> Link
         kind=info.get("info_kind", ""),
         data=info.get("info_data", {}),
         port=info.get("info_slave_data", {}),
-        addresses=addresses,
+        addresses=tuple(IPv4Interface((entry["local"], entry["prefixlen"])) for entry in addresses),
+        scopes=tuple(entry["scope"] for entry in addresses),
         rx_packets=stats.get("rx", {}).get("packets", 0),
         tx_packets=stats.get("tx", {}).get("packets", 0),
     )

@@ -1,0 +1,53 @@
+"""MTU: from the underlay's to the pods'."""
+
+from __future__ import annotations
+
+from testbed.checks import check
+from testbed.fixtures import Facts, Path
+from testbed.nodes.deploy import Cluster
+from testbed.probes.capture import Window
+from testbed.probes.flows import ICMP_HEADERS, Nonce, ping
+from testbed.probes.iproute import counters
+
+ETHERNET_HEADER = 14
+
+
+@check("MTU-01")
+def test_flannel_mtu_is_the_underlay_s_less_the_overhead(cluster: Cluster, facts: Facts) -> None:
+    """FLANNEL_MTU follows from the underlay's MTU, and the device has it too. Source: S0 to S4, #841, #897."""
+    for node in cluster.members:
+        underlay = facts.link(node.name, node.spec.underlay.name).mtu
+        wanted = cluster.flannel.mtu_of(underlay)
+        assert cluster.subnet_env(node.name)["FLANNEL_MTU"] == str(wanted), f"{node.name}: underlay {underlay}"
+        device = facts.link(node.name, cluster.flannel.tunnel_device or node.spec.underlay.name)
+        assert device.mtu == wanted, f"{node.name}: {device.name} has {device.mtu}, FLANNEL_MTU is {wanted}"
+
+
+@check("MTU-02")
+def test_largest_packet_passes_and_one_byte_more_does_not(path: Path, facts: Facts) -> None:
+    """With DF set, FLANNEL_MTU bytes are answered, and one more is refused locally. Source: S0, S4."""
+    mtu = facts.mtu(path.source_node.name)
+    fits = ping(path.source, path.address, size=mtu - ICMP_HEADERS, count=2, dont_fragment=True)
+    assert fits.lost == 0, fits.output
+    over = ping(path.source, path.address, size=mtu - ICMP_HEADERS + 1, dont_fragment=True, wait=1)
+    assert over.received == 0, over.output
+    assert (over.errors, over.mtu) == (1, mtu), over.output
+
+
+@check("MTU-03", encapsulated=True)
+def test_largest_packet_fills_the_underlay_unfragmented(
+    path: Path, cluster: Cluster, facts: Facts, window: Window
+) -> None:
+    """At FLANNEL_MTU the outer frame has exactly the underlay's size; nothing is fragmented. Source: talos#13457."""
+    machines = [cluster.lab.node(machine.name) for machine in cluster.lab.spec.nodes]
+    before = {machine.name: counters(machine, "IpFragCreates") for machine in machines}
+    nonce, mtu = Nonce.new(), facts.mtu(path.source_node.name)
+    answer = ping(path.source, path.address, nonce=nonce, size=mtu - ICMP_HEADERS, count=2, dont_fragment=True)
+    assert answer.lost == 0, answer.output
+    for nic, node in ((path.source_nic, path.source_node), (path.target_nic, path.target_node)):
+        seen = window.packets(nic, nonce, at_least=4)
+        assert not [p for p in seen if p.ip and p.ip.fragment], f"{nic}: fragments"
+        full = node.spec.underlay.mtu + ETHERNET_HEADER
+        assert [p.length for p in seen] == [full] * 4, f"{nic}: {[p.length for p in seen]}, not {full}"
+    after = {machine.name: counters(machine, "IpFragCreates") for machine in machines}
+    assert after == before, "a machine of the lab fragmented packets"
