@@ -332,8 +332,13 @@ def fail_usage(text: str) -> NoReturn:
     sys.exit(2)
 
 
-def main(arguments: Sequence[str], environment: Mapping[str, str], make_store: MakeStore = open_store) -> int:
-    """Run flanneld and return its exit status: 0 for a clean end, 1 for an error; 2, by SystemExit, for wrong usage."""
+def main(
+    arguments: Sequence[str], environment: Mapping[str, str], make_store: MakeStore = open_store, grace: float = GRACE
+) -> int:  # fmt: skip
+    """Run flanneld and return its exit status: 0 for a clean end, 1 for an error; 2, by SystemExit, for wrong usage.
+
+    `make_store` and `grace` (seconds) are for tests.
+    """
     try:
         options = cli.parse(arguments, environment)
         if options.help:
@@ -351,6 +356,6 @@ def main(arguments: Sequence[str], environment: Mapping[str, str], make_store: M
             file.write("flanneld")
     except OSError:
         pass  # the name is only for those who look at processes
-    code = Daemon(options, make_store).run()
+    code = Daemon(options, make_store, grace=grace).run()
     sys.stderr.flush()
     os._exit(code)  # threads that wait for a store or a client must not hold up the end

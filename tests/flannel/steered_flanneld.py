@@ -1,0 +1,73 @@
+"""flanneld with a store that the test steers: a JSON line on standard input is a message of the store.
+
+`{"snapshot": [lease, ...], "complete": true}`, `{"added": lease}`, `{"removed": lease}`, `{"lost": "why"}`, `{"down": "why"}`; a
+lease is `{"subnet", "ip", "type", "data"}`. What flanneld publishes is printed to standard output. `STEERED` in the
+environment holds the network configuration, the own subnet and the grace period in seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+from flannel import cli, daemon
+from flannel.lease import Lease, LeaseAttrs
+from flannel.netconf import NetConf
+from flannel.stores.base import Event, LeaseLost, Post, Snapshot, StoreDown
+
+STEERED: dict[str, Any] = json.loads(os.environ["STEERED"])
+
+
+def lease(given: dict[str, Any]) -> Lease:
+    """Read a lease of the test's."""
+    attrs = LeaseAttrs(IPv4Address(given["ip"]), given["type"], given.get("data"))
+    return Lease(IPv4Network(given["subnet"]), attrs)
+
+
+class SteeredStore:
+    """A Store whose news come from standard input."""
+
+    def network_config(self) -> str:
+        return json.dumps(STEERED["conf"])
+
+    def acquire(self, conf: NetConf, attrs: LeaseAttrs, previous: IPv4Network | None) -> Lease:
+        self.update(attrs)
+        return Lease(IPv4Network(STEERED["subnet"]), attrs)
+
+    def update(self, attrs: LeaseAttrs) -> None:
+        print(json.dumps({"ip": str(attrs.public_ip), "type": attrs.backend_type, "data": attrs.backend_data}), flush=True)
+
+    def watch(self, post: Post) -> None:
+        threading.Thread(target=self._read, args=(post,), daemon=True).start()
+
+    def _read(self, post: Post) -> None:
+        for line in sys.stdin:
+            given = json.loads(line)
+            if "snapshot" in given:
+                post(Snapshot(tuple(lease(one) for one in given["snapshot"]), given.get("complete", True)))
+            elif "lost" in given:
+                post(LeaseLost(given["lost"]))
+            elif "down" in given:
+                post(StoreDown(given["down"]))
+            elif "added" in given:
+                post(Event("added", lease(given["added"])))
+            else:
+                post(Event("removed", lease(given["removed"])))
+
+    def close(self) -> None:
+        pass
+
+
+def make_store(options: cli.Options) -> SteeredStore:
+    return SteeredStore()
+
+
+if __name__ == "__main__":
+    sys.exit(daemon.main(sys.argv[1:], os.environ, make_store, grace=STEERED["grace"]))
