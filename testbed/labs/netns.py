@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
@@ -36,9 +37,23 @@ DOWN_SECONDS = 20.0
 _START = 'log=$1 pid=$2; shift 2; setsid "$@" </dev/null >>"$log" 2>&1 & echo $! >"$pid"; echo $!'
 
 
+@cache
+def root_becomes() -> int | None:
+    """The id that root's labs belong to; None for an ordinary user.
+
+    Root of a user namespace that does not have that id is an ordinary user to the machine, and stays what it is.
+    """
+    if os.getuid() != 0:
+        return None
+    ranges = (line.split() for line in Path("/proc/self/uid_map").read_text().splitlines())
+    mapped = any(int(first) <= ROOT_BECOMES < int(first) + int(count) for first, _, count in ranges)
+    return ROOT_BECOMES if mapped else None
+
+
 def _credentials() -> dict[str, Any]:
     """Labs of root belong to an id that owns nothing; every command enters them as that id."""
-    return {"user": ROOT_BECOMES, "group": ROOT_BECOMES, "extra_groups": []} if os.getuid() == 0 else {}
+    uid = root_becomes()
+    return {"user": uid, "group": uid, "extra_groups": []} if uid else {}
 
 
 def frr_folder() -> str:
@@ -268,7 +283,7 @@ def bring_up(spec: LabSpec, *, progress: Progress | None = None) -> NetnsLab:
 
 def _make_box(spec: LabSpec) -> tuple[NetnsLab, dict[str, Any]]:
     """Start the box, hand it the plan, and wait for both of its answers."""
-    plan = json.dumps(box_plan(spec, frr_folder=frr_folder())).encode()
+    plan = json.dumps(box_plan(spec, frr_folder=frr_folder(), root_becomes=root_becomes())).encode()
     inside, lifeline = os.pipe()
     # In memory: the checkout may lie where the lab's id cannot read it.
     program = os.memfd_create("box")

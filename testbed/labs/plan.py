@@ -98,11 +98,11 @@ def node_plan(lab: LabSpec, node: NodeSpec) -> dict[str, Any]:
     }
 
 
-def box_plan(lab: LabSpec, *, frr_folder: str) -> dict[str, Any]:
-    """What the box makes of a lab."""
+def box_plan(lab: LabSpec, *, frr_folder: str, root_becomes: int | None) -> dict[str, Any]:
+    """What the box makes of a lab; `root_becomes` is the id that real root gives itself up for."""
     return {
         "id": lab.id,
-        "root_becomes": ROOT_BECOMES,
+        "root_becomes": root_becomes,
         "frr_folder": frr_folder,
         "links": link_batch(lab),
         "nodes": [node_plan(lab, node) for node in lab.nodes],
