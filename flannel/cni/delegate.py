@@ -32,7 +32,7 @@ def delegate_config(conf: dict[str, Any], env: dict[str, Any]) -> dict[str, Any]
     ipam = dict(_object(conf, "ipam"))
     ipam.setdefault("type", "host-local")
     ipam["ranges"] = [[{"subnet": env[family]}] for family in ("subnet4", "subnet6") if family in env]
-    routes = ipam.get("routes") or []
+    routes = [] if ipam.get("routes") is None else ipam["routes"]
     if not isinstance(routes, list):
         raise CniError(OTHER, "the 'routes' of 'ipam' must be a list")
     networks = [*env.get("networks4", ()), *env.get("networks6", ())]

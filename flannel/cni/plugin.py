@@ -89,8 +89,27 @@ def cmd_check(conf: dict[str, Any]) -> None:
     if saved is None:
         state = "is missing" if data is None else "is broken"
         raise CniError(OTHER, f"{os.path.join(folder, container)}, what container {container} was added with, {state}")
-    saved["prevResult"] = conf["prevResult"]
+    saved["prevResult"] = with_gateways(conf["prevResult"])
     become(saved.get("type"), encode(saved), "check")
+
+
+def with_gateways(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result whose routes all name their gateway.
+
+    CNI lets a route without one go through the address's; the bridge's ADD does so too, but its CHECK then looks for a
+    route without gateway, and calls every pod of flannel broken.
+    """
+    ips, routes = result.get("ips"), result.get("routes")
+    if not isinstance(ips, list) or not isinstance(routes, list):
+        return result
+    gateways = {":" in ip["gateway"]: ip["gateway"] for ip in ips if isinstance(ip, dict) and ip.get("gateway")}
+    completed = []
+    for route in routes:
+        gateway = (
+            gateways.get(":" in str(route.get("dst"))) if isinstance(route, dict) and not route.get("gw") else None
+        )
+        completed.append({**route, "gw": gateway} if gateway else route)
+    return {**result, "routes": completed}
 
 
 def cmd_status(conf: dict[str, Any]) -> None:
@@ -182,7 +201,7 @@ def read_config(command: str, data: bytes) -> dict[str, Any]:
     for key in ("subnetFile", "dataDir"):
         if not isinstance(conf.get(key, ""), str):
             raise CniError(DECODING_FAILED, f"error unmarshall network config: '{key}' must be a string")
-    version = conf.get("cniVersion") or "0.1.0"
+    version = SUPPORTED[0] if conf.get("cniVersion") in (None, "") else conf["cniVersion"]
     if version not in SUPPORTED:
         raise CniError(
             INCOMPATIBLE_VERSION,

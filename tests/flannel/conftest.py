@@ -25,6 +25,7 @@ from flannel.stores.base import Message
 from flannel.stores.etcd import EtcdStore
 
 PREFIX = "/coreos.com/network"
+EC = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
 PATIENCE = 15.0  # seconds that anything may take on a busy machine
 
 
@@ -55,23 +56,15 @@ class Certificates:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.ca = folder / "ca.pem"
-        self._openssl(
-            *("req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=ca".split()),
-            *("-keyout", "ca.key", "-out", "ca.pem"),
-        )
+        self._openssl("req", "-x509", *EC, "-days", "2", "-subj", "/CN=ca", "-keyout", "ca.key", "-out", "ca.pem")
         self.make("server", "/O=etcd")
 
     def make(self, name: str, subject: str) -> tuple[str, str]:
         """Make a key and a certificate; return their paths."""
-        self._openssl(
-            *("req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes".split()),
-            *("-subj", subject, "-keyout", f"{name}.key", "-out", f"{name}.csr"),
-        )
+        self._openssl("req", *EC, "-subj", subject, "-keyout", f"{name}.key", "-out", f"{name}.csr")
         (self.folder / "ext").write_text("subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n")
-        self._openssl(
-            *("x509 -req -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext".split()),
-            *("-in", f"{name}.csr", "-out", f"{name}.pem"),
-        )
+        ca = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "ext")
+        self._openssl("x509", "-req", *ca, "-in", f"{name}.csr", "-out", f"{name}.pem")
         return str(self.folder / f"{name}.key"), str(self.folder / f"{name}.pem")
 
     def _openssl(self, *argv: str) -> None:

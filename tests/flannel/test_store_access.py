@@ -258,7 +258,7 @@ def test_a_certificate_with_a_common_name(
     assert SEVEN in [lease.subnet for lease in others.wait(Snapshot)[0].leases]
     # Not by chance: the certificate of a user without the right is refused, by gRPC as well.
     stranger = files(certificates, certificates.make("stranger", "/CN=stranger"))
-    with pytest.raises(StoreError, match="permission denied|user name not found|invalid"):
+    with pytest.raises(StoreError, match=r"permission denied|user name not found|invalid"):
         make_store(picky, **stranger)[0].network_config()
 
 

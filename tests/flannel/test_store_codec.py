@@ -56,7 +56,7 @@ def test_keys() -> None:
     ],
 )
 def test_bad_keys(text: str) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError):  # noqa: PT011 - a key is refused for one of many reasons, none of them shown
         parse_key(text)
 
 
