@@ -6,6 +6,7 @@ environment; nox from that environment does the work.  nox says 0 or 1; the run'
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -17,7 +18,6 @@ READY = (Path(sys.prefix) / "testbed-stamp").exists()  # this nox is that of the
 BACKENDS = ["vxlan", "vxlan_direct", "host_gw", "ipip", "ipip_direct", "udp", "wireguard", "ipsec", "dual_stack"]
 NOT_YET = {
     "mutants": "the proof that each check fails under its mutation",
-    "soak": "the long run under faults",
     "bundle": "the single file to carry to a machine without a network",
 }
 
@@ -65,6 +65,13 @@ def bench(session: nox.Session) -> None:
     if not programs:
         session.error("there is no benchmark yet")
     work(session, "bench", *((f"benchmarks.{program.stem}", *session.posargs) for program in programs))
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """What takes long and asks for patience: 200 commands killed at random moments."""
+    session.env.setdefault("TESTBED_KILLS", os.environ.get("TESTBED_KILLS", "200"))
+    work(session, "soak", ("pytest", "tests/soak", *session.posargs))
 
 
 def not_yet(name: str, what: str) -> None:
