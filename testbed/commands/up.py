@@ -8,6 +8,7 @@ import click
 
 from testbed.commands.options import lab_options, run_options
 from testbed.console import Ticks
+from testbed.doctor import require_tools
 from testbed.nodes.deploy import bring_up
 
 
@@ -17,6 +18,7 @@ from testbed.nodes.deploy import bring_up
 def up(topology: str | None, **given: Any) -> None:
     """Bring up TOPOLOGY (racks, flat, clos or a file) with flannel and pods on it, and leave it running."""
     options = run_options(topology=topology, **given)
+    require_tools()
     cluster = bring_up(options, Ticks())
     cluster.lab.detach()
     name = cluster.lab.spec.id

@@ -25,7 +25,7 @@ class Quiet:
     """Progress that nobody wants to see."""
 
     @contextmanager
-    def step(self, text: str) -> Iterator[None]:  # noqa: ARG002 (as `Progress` has it)
+    def step(self, text: str) -> Iterator[None]:
         """Say nothing."""
         yield
 

@@ -48,7 +48,7 @@ def state_folder() -> Path:
     elif runtime.is_dir() and os.access(runtime, os.W_OK):
         folder = runtime / "testbed"
     else:
-        folder = Path(f"/tmp/testbed-{uid}")  # noqa: S108 (a fixed name that other terminals find; its owner is checked)
+        folder = Path(f"/tmp/testbed-{uid}")
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()

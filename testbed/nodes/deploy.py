@@ -88,7 +88,7 @@ class Cluster:
             found[by_address.get(address, address)] = {"key": key, "value": value}
         return found
 
-    def flanneld_argv(self, node: str) -> list[str]:  # noqa: ARG002 (a cluster of several stores will differ by node)
+    def flanneld_argv(self, node: str) -> list[str]:
         """The command line of a node's flanneld."""
         store = [f"--etcd-endpoints={self.etcd.endpoint}", f"--etcd-prefix={PREFIX}"]
         return [FLANNELD, *store, *self.flannel.args]

@@ -60,7 +60,8 @@ def wait_converged(lab: Lab) -> None:
         return True
 
     if deadline.poll(done) is None:
+        logs = ["/var/log/zebra.log", "/var/log/bgpd.log"]
+        said = lab.node(waiting[0].name).run(["tail", "-n", "5", *logs], check=False).stdout.strip()
         raise LabError(
-            f"BGP did not converge within {CONVERGE_SECONDS:.0f} s:\n  " + "\n  ".join(missing),
-            hint="/var/log/bgpd.log and /var/log/zebra.log on that router say why",
+            f"BGP did not converge within {CONVERGE_SECONDS:.0f} s:\n  " + "\n  ".join([*missing, *said.splitlines()])
         )
