@@ -77,7 +77,7 @@ class Reconciler:
         self._complaint = ""
         # Evidence for removals: none before the first complete list.
         self._listed = False
-        self._grace_until = 0.0
+        self._grace_until = 0.0  # 0 for no grace period
         self._absent: set[IPv4Network] = set()
         self._own_key_lost = False
         self._ignored: dict[IPv4Network, str] = {}
@@ -111,13 +111,13 @@ class Reconciler:
         suspect = (not peers and self._knows_peers()) or (bool(absent) and (self._own_key_lost or not own_listed))
         self._own_key_lost = False
         self._listed = True
-        if suspect:
+        if suspect and not self._grace_until:
             self._grace_until = self._clock() + self._grace
             log.error(
                 f"the store's list holds {len(peers)} other nodes where {max(len(absent), 1)} more were known: taken for a "
                 f"store that lost its content. Nothing is removed for {self._grace:.0f} s, unless nodes leave one by one"
             )
-        if self._clock() < self._grace_until:
+        if self._grace_until:
             self._absent = set(absent)
         else:
             for subnet in absent:
@@ -128,6 +128,8 @@ class Reconciler:
         """Whether peers were known: in this run, or by what an earlier run left in the kernel."""
         if self._leases or self._recorded.routes:
             return True
+        if self._facts.tunnel is None:
+            self._refresh_devices()  # the first list may come before the first comparison
         tunnel = self._facts.tunnel
         return tunnel is not None and any(
             seen.route.oif == tunnel.ifindex and self._backend.is_ours(seen, self._facts) and not self._is_own(seen.route)
@@ -228,23 +230,27 @@ class Reconciler:
         """When `run` has something to do, on this reconciler's clock."""
         if self._dirty:
             return 0.0
-        return min(self._full_at, self._retry_at, self._grace_until if self._absent else _NEVER)
+        return min(self._full_at, self._retry_at, self._grace_until or _NEVER)
 
     def run(self) -> None:
         """Do what is due."""
         now = self._clock()
-        if self._absent and now >= self._grace_until:
-            log.error(f"{len(self._absent)} nodes did not come back within {self._grace:.0f} s; removing them")
-            for subnet in tuple(self._absent):
-                self._forget(subnet)
-            self._full_at = now
+        if self._grace_until and now >= self._grace_until:
+            self._end_grace()
         if now >= self._retry_at:
             self._retry_at = _NEVER
             self._dirty.update(self._failing)
-        if now >= self._full_at:
+        if self._clock() >= self._full_at:
             self._compare_all()
         elif self._dirty:
             self._compare_dirty()
+
+    def _end_grace(self) -> None:
+        log.error(f"{len(self._absent)} nodes did not come back within {self._grace:.0f} s; removing what they had")
+        self._grace_until = 0.0
+        for subnet in tuple(self._absent):
+            self._forget(subnet)
+        self.compare_soon(0)
 
     def _compare_dirty(self) -> None:
         dirty, self._dirty = self._dirty, set()
@@ -291,7 +297,7 @@ class Reconciler:
         self._own_routes = own
         for route in own:
             everything.routes[route] = self._own
-        may_remove = self._listed and self._clock() >= self._grace_until
+        may_remove = self._listed and not self._grace_until
         changes = _Changes()
         try:
             self._compare_routes(everything, changes, may_remove)

@@ -1,0 +1,193 @@
+"""What must not be removed: architecture.md, rule 4. And what must be, once there is evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.flannel.corelab import HEALS_WITHIN, Node, peer, until
+
+HOST_GW = {"Type": "host-gw"}
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    made = Node(tmp_path)
+    yield made
+    made.close()
+
+
+def settled(node: Node, *numbers: int) -> None:
+    until(lambda: node.programmed(*numbers), f"peers {numbers}; now {node.routes()} {node.fdb()}", HEALS_WITHIN)
+
+
+def gateways(*numbers: int) -> list[str]:
+    return [f"10.244.{number}.0/24 via 192.168.50.{number} dev eth0" for number in numbers]
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_store_that_comes_back_empty_removes_nothing_for_a_while_and_is_named(node: Node, own: bool) -> None:
+    daemon = node.start(grace=2.0)
+    daemon.list(peer(2), peer(3))
+    settled(node, 2, 3)
+    daemon.tell(lost="deleted")
+    daemon.list(own=own)
+    daemon.said("taken for a store that lost its content")
+    node.ip("route del 10.244.2.0/24")  # what is kept is still looked after
+    settled(node, 2, 3)
+    daemon.tell(added=peer(3))  # one node registers again, the other does not
+    daemon.said("did not come back")
+    settled(node, 3)
+
+
+def test_nodes_that_come_back_within_the_grace_period_are_kept(node: Node) -> None:
+    daemon = node.start(grace=1.0)
+    daemon.list(peer(2), peer(3))
+    settled(node, 2, 3)
+    daemon.list(own=False)
+    daemon.said("taken for a store that lost its content")
+    daemon.tell(added=peer(2))
+    daemon.tell(added=peer(3))
+    daemon.tell(added=peer(4))
+    settled(node, 2, 3, 4)
+    with pytest.raises(pytest.fail.Exception):
+        until(lambda: not node.programmed(2, 3, 4), "a removal", 1.5)
+
+
+def test_a_removal_that_is_told_is_done_even_then(node: Node) -> None:
+    daemon = node.start()
+    daemon.list(peer(2), peer(3))
+    settled(node, 2, 3)
+    daemon.list()
+    daemon.said("taken for a store that lost its content")
+    daemon.tell(removed=peer(2))
+    settled(node, 3)
+
+
+def test_a_list_cut_in_the_middle_removes_nothing(node: Node) -> None:
+    daemon = node.start()
+    daemon.list(peer(2), peer(3))
+    settled(node, 2, 3)
+    daemon.list(peer(2), peer(4), complete=False)
+    settled(node, 2, 3, 4)
+    daemon.list(peer(2), peer(4))  # a whole one is evidence
+    settled(node, 2, 4)
+
+
+def test_leftovers_stay_until_there_is_a_whole_list(node: Node) -> None:
+    daemon = node.start()
+    daemon.list(peer(2), peer(3))
+    settled(node, 2, 3)
+    assert daemon.stop() == 0
+    daemon = node.start()
+    daemon.list(peer(2), complete=False)
+    daemon.said("incomplete")
+    daemon.tell(down="away")
+    daemon.said("away")
+    assert node.programmed(2, 3)
+    daemon.list(peer(2))
+    settled(node, 2)
+
+
+def test_a_store_found_empty_at_start_removes_no_leftovers(node: Node) -> None:
+    daemon = node.start()
+    daemon.list(peer(2))
+    settled(node, 2)
+    assert daemon.stop() == 0
+    daemon = node.start(grace=1.0)
+    daemon.list()
+    daemon.said("taken for a store that lost its content")
+    assert node.programmed(2)
+    until(lambda: node.programmed(), "leftovers gone after the grace period")
+
+
+@pytest.mark.parametrize("backend", [{"Type": "vxlan"}, HOST_GW, {"Type": "vxlan", "DirectRouting": True}])
+def test_an_operators_route_inside_the_network_is_left_alone(node: Node, backend: dict[str, object]) -> None:
+    theirs = [
+        "10.244.66.0/24 via 192.168.50.66 dev eth0",  # just what host-gw would make, but we did not
+        "blackhole 10.244.67.0/24",
+        "10.244.2.0/24 via 192.168.50.254 dev eth0 metric 50",  # less preferred than ours
+        "10.244.68.0/25 dev eth0 scope link",
+    ]
+    for route in theirs:
+        node.ip(f"route add {route}")
+    kind = str(backend["Type"])
+    daemon = node.start(backend=backend)
+    daemon.list(peer(2, kind=kind), peer(3, kind=kind))
+    until(lambda: len(node.routes()) == len(theirs) + 2, "our two routes", HEALS_WITHIN)
+    daemon.list(peer(2, kind=kind))
+    until(lambda: len(node.routes()) == len(theirs) + 1, "one of ours gone", HEALS_WITHIN)
+    daemon.tell(removed=peer(2, kind=kind))
+    until(lambda: len(node.routes()) == len(theirs), "ours gone", HEALS_WITHIN)
+    assert sorted(node.routes()) == sorted(theirs)
+
+
+def test_host_gw_leaves_and_heals_what_upstream_does(node: Node) -> None:
+    daemon = node.start(backend=HOST_GW)
+    assert daemon.published() == {"ip": "192.168.50.1", "type": "host-gw", "data": None}
+    daemon.list(peer(2, kind="host-gw"), peer(3, kind="host-gw"))
+    until(lambda: node.routes() == gateways(2, 3), "routes", HEALS_WITHIN)
+    assert not node.link("flannel.1")
+    for damage in ("route del 10.244.2.0/24", "route replace 10.244.3.0/24 via 192.168.50.9", "link set eth0 down"):
+        node.ip(damage)
+        node.ip("link set eth0 up")
+        until(lambda: node.routes() == gateways(2, 3), f"routes after {damage}", HEALS_WITHIN)
+
+
+def test_host_gw_removes_its_leftovers_by_its_records_alone(node: Node) -> None:
+    daemon = node.start(backend=HOST_GW)
+    daemon.list(*(peer(number, kind="host-gw") for number in (2, 3)))
+    until(lambda: node.routes() == gateways(2, 3), "routes", HEALS_WITHIN)
+    assert daemon.stop() == 0
+    assert node.routes() == gateways(2, 3)  # section 8: routes stay
+    daemon = node.start(backend=HOST_GW)
+    daemon.list(peer(3, kind="host-gw"), peer(4, kind="host-gw"))
+    until(lambda: node.routes() == gateways(3, 4), "the leftover is gone", HEALS_WITHIN)
+
+
+def test_host_gw_says_which_peer_it_cannot_reach_and_makes_no_route(node: Node) -> None:
+    daemon = node.start(backend=HOST_GW)
+    daemon.list(peer(2, kind="host-gw"), peer(3, ip="203.0.113.3", kind="host-gw"))
+    daemon.said("cannot reach 10.244.3.0/24 by 203.0.113.3")
+    assert node.routes() == gateways(2)
+    node.ip("addr add 203.0.113.1/24 dev eth0")  # now it is on the link
+    until(lambda: len(node.routes()) == 2, "the route comes by itself", HEALS_WITHIN)
+    daemon.said("the lease of 10.244.3.0/24 is programmed now")
+
+
+def test_host_gw_refuses_an_address_behind_nat(node: Node) -> None:
+    daemon = node.start("--iface=eth0", "--public-ip=203.0.113.8", backend=HOST_GW, ready=False)
+    assert daemon.process.wait(timeout=10) == 1
+    assert "NAT" in daemon.log
+
+
+@pytest.mark.parametrize(("first", "then"), [({"Type": "vxlan"}, HOST_GW), (HOST_GW, {"Type": "vxlan"})])
+def test_another_backend_leaves_nothing_of_the_old_one(
+    node: Node, first: dict[str, object], then: dict[str, object]
+) -> None:
+    daemon = node.start(backend=first)
+    kinds = [str(one["Type"]) for one in (first, then)]
+    daemon.list(peer(2, kind=kinds[0]), peer(3, kind=kinds[0]))
+    until(lambda: len(node.routes()) == 2, "routes", HEALS_WITHIN)
+    assert daemon.stop() == 0
+    daemon = node.start(backend=then)
+    daemon.list(peer(2, kind=kinds[1]))
+    if then == HOST_GW:
+        until(lambda: node.routes() == gateways(2), "routes", HEALS_WITHIN)
+        assert not node.link("flannel.1")
+    else:
+        settled(node, 2)
+
+
+def test_the_blackhole_route_yields_to_the_bridges_own(node: Node) -> None:
+    node.start("--ip-blackhole-route")
+    until(lambda: any(route.startswith("blackhole 10.244.1.0/24") for route in node.routes()), "it is there")
+    node.ip("link add cni0 type bridge")
+    node.ip("addr add 10.244.1.1/24 dev cni0")
+    node.ip("link set cni0 up")
+    assert "dev cni0" in node.ip("route get 10.244.1.9")
+    route = next(route for route in node.routes() if route.startswith("blackhole"))
+    node.ip(f"route del {route}")
+    until(lambda: route in node.routes(), "it heals", HEALS_WITHIN)
