@@ -47,7 +47,8 @@ class Recorded:
 
     def _read(self, words: list[str]) -> None:
         if words[0] == "device":
-            self.device, self.mac = words[1], bytes.fromhex(words[2]) if len(words) > 2 else b""
+            # The word alone says that this run has no device of its own.
+            self.device, self.mac = (words[1], bytes.fromhex(words[2])) if len(words) > 2 else ("", b"")
         elif words[0] in ("+", "-"):
             route = OffDevice(IPv4Network(words[1]), IPv4Address(words[2]), words[3])
             (self.routes.add if words[0] == "+" else self.routes.discard)(route)

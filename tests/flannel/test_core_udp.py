@@ -1,0 +1,144 @@
+"""The udp backend: what it does to a packet, and what it leaves in the kernel."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from flannel.backends.udpproxy import Proxy, Table, checksum, take_hop, unreachable
+from tests.flannel.corelab import HEALS_WITHIN, Node, peer, until
+
+
+def packet(destination: str, *, ttl: int = 64, protocol: int = 17, payload: bytes = b"x" * 32, fragment: int = 0) -> bytes:
+    head = struct.pack(
+        "!BBHHHBBH4s4s", 0x45, 0, 20 + len(payload), 1, fragment, ttl, protocol, 0,
+        IPv4Address("10.244.1.5").packed, IPv4Address(destination).packed,
+    )  # fmt: skip
+    return head[:10] + checksum(head).to_bytes(2, "big") + head[12:] + payload
+
+
+def test_the_longest_prefix_wins() -> None:
+    wide, narrow = ("192.0.2.1", 8285), ("192.0.2.2", 8285)
+    table = Table({IPv4Network("10.244.2.0/24"): wide, IPv4Network("10.244.2.128/25"): narrow})
+    assert table.find(IPv4Address("10.244.2.200").packed) == narrow
+    assert table.find(IPv4Address("10.244.2.100").packed) == wide
+    assert table.find(IPv4Address("10.244.3.1").packed) is None
+    assert table.cache == {IPv4Address("10.244.2.200").packed: narrow, IPv4Address("10.244.2.100").packed: wide}
+
+
+@pytest.mark.parametrize("ttl", [255, 64, 2])
+def test_a_hop_is_taken_and_the_checksum_stays_right(ttl: int) -> None:
+    for last in range(256):  # every carry of the checksum
+        one = bytearray(packet(f"10.244.2.{last}", ttl=ttl))
+        assert take_hop(one)
+        assert one[8] == ttl - 1
+        assert checksum(bytes(one[:20])) == 0
+
+
+@pytest.mark.parametrize("ttl", [0, 1])
+def test_a_packet_without_hops_ends(ttl: int) -> None:
+    assert not take_hop(bytearray(packet("10.244.2.2", ttl=ttl)))
+
+
+def test_who_sends_to_nobody_is_told() -> None:
+    original = packet("10.244.9.9")
+    answer = unreachable(original, IPv4Address("10.244.1.0").packed)
+    assert checksum(answer[:20]) == 0
+    assert checksum(answer[20:]) == 0
+    assert answer[8:10] == b"\x08\x01"
+    assert answer[12:20] == IPv4Address("10.244.1.0").packed + IPv4Address("10.244.1.5").packed
+    assert answer[20:22] == b"\x03\x00"
+    assert answer[28:] == original[:28]
+
+
+@pytest.mark.parametrize(
+    "original",
+    [
+        packet("10.244.9.9", protocol=1, payload=b"\x03\0" + b"x" * 30),  # an error is not answered with an error
+        packet("10.244.9.9", fragment=100),
+        packet("10.244.9.9", payload=b"x"),
+        packet("10.244.9.9")[:24],
+        b"\x60" + packet("10.244.9.9")[1:],
+    ],
+)
+def test_who_must_not_be_told_is_not(original: bytes) -> None:
+    assert unreachable(original, b"\x0a\xf4\x01\0") == b""
+
+
+def test_packets_cross_both_ways_and_strange_ones_end() -> None:
+    near, tun = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    sock, other = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+    for each in (sock, other):
+        each.bind(("127.0.0.1", 0))
+    proxy = Proxy(tun.fileno(), sock, IPv4Address("10.244.1.0").packed)
+    proxy.table = Table({IPv4Network("10.244.2.0/24"): other.getsockname()})
+    for way in (proxy.send_out, proxy.take_in):
+        threading.Thread(target=way, daemon=True).start()
+    for each in (near, other):
+        each.settimeout(5)
+    near.send(b"short")
+    near.send(packet("10.244.2.2", ttl=1))
+    near.send(packet("10.244.2.2", ttl=9))
+    data, sender = other.recvfrom(2000)
+    assert sender == sock.getsockname()
+    assert data == packet("10.244.2.2", ttl=8)
+    near.send(packet("10.244.7.7"))
+    assert near.recv(2000)[20:22] == b"\x03\x00"
+    for data in (b"", b"short", packet("10.244.1.5", ttl=1), packet("10.244.1.5", ttl=9)):
+        other.sendto(data, sock.getsockname())
+    assert near.recv(2000) == packet("10.244.1.5", ttl=8)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    made = Node(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.mark.skipif(not os.access("/dev/net/tun", os.R_OK | os.W_OK), reason="no /dev/net/tun")
+def test_the_kernel_holds_what_upstream_leaves_and_damage_heals(node: Node) -> None:
+    daemon = node.start(backend={"Type": "udp", "Port": 8282})
+    assert daemon.published() == {"ip": "192.168.50.1", "type": "", "data": None}
+    shown = until(lambda: node.ip("-d addr show flannel0", check=False), "the device")
+    assert re.search(r"<POINTOPOINT,MULTICAST,NOARP,UP,LOWER_UP> mtu 1472 .* qlen 500", shown)
+    assert "tun type tun pi off vnet_hdr off" in shown
+    assert "inet 10.244.1.0/32 scope global flannel0" in shown
+    until(lambda: node.routes() == ["10.244.0.0/16 dev flannel0"], "the route")
+    sockets = node.run("ss", "-ulpnH", "sport = :8282")
+    assert "192.168.50.1:8282" in sockets
+    assert '"flanneld"' in sockets
+    for damage in ("link del flannel0", "link set flannel0 down", "route del 10.244.0.0/16", "link set flannel0 mtu 1400"):
+        node.ip(damage)
+        until(
+            lambda: node.routes() == ["10.244.0.0/16 dev flannel0"] and node.link("flannel0")["mtu"] == 1472,
+            f"all back after `ip {damage}`",
+            HEALS_WITHIN,
+        )
+    assert daemon.stop() == 0
+    assert not node.link("flannel0")
+
+
+@pytest.mark.skipif(not os.access("/dev/net/tun", os.R_OK | os.W_OK), reason="no /dev/net/tun")
+def test_an_address_of_no_node_is_unreachable_and_a_stopped_daemon_carries_nothing(node: Node) -> None:
+    daemon = node.start(backend={"Type": "udp"})
+    # The peer is the node's own far end: what is sent to 10.244.2.0/24 comes back to the test as a datagram.
+    daemon.list(peer(2, ip="192.168.50.1", kind=""))
+    until(lambda: node.routes() == ["10.244.0.0/16 dev flannel0"], "the route")
+    ended = node.run("ping", "-c1", "-W2", "10.244.9.9", check=False)
+    assert "From 10.244.1.0 icmp_seq=1 Destination Net Unreachable" in ended
+    os.kill(daemon.pid(), signal.SIGSTOP)
+    ended = node.run("ping", "-c1", "-W1", "10.244.9.9", check=False)
+    assert "Unreachable" not in ended
+    os.kill(daemon.pid(), signal.SIGCONT)
+    ended = node.run("ping", "-c1", "-W2", "10.244.9.9", check=False)
+    assert "Unreachable" in ended
