@@ -294,8 +294,6 @@ class EtcdStore:
                 own.lease = replace(own.lease, expiration=time.time() + ttl)
             lease = own.lease
         if renew and self._post is not None:
-            until = time.strftime("%FT%TZ", time.gmtime(lease.expiration))
-            self._log("info", f"Lease renewed, new expiration: {until}")
             self._post(Renewed(lease))
 
     # -- what the watcher sees of the own lease ---------------------------------------------------------------------

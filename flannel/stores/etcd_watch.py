@@ -157,7 +157,6 @@ class LeaseWatcher:
                 continue
             if not self._down:
                 self._down = True
-                self._log("error", f"etcd is away, keeping what is known: {reason}")
                 self._post(StoreDown(reason))
             self._closed.wait(self._back_off)
             self._back_off = min(self._back_off * 2, LONGEST_BACK_OFF)

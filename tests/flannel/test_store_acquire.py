@@ -30,7 +30,7 @@ def named(subnet: IPv4Network) -> str:
 
 def test_configuration(etcd: Etcd, make_store: MakeStore) -> None:
     store, _ = make_store(etcd)
-    with pytest.raises(StoreError, match="no key /coreos.com/network/config"):
+    with pytest.raises(StoreError, match=r"no key /coreos\.com/network/config"):
         store.network_config()
     etcd.put("config", '{"Network": "10.1.0.0/16"}')
     assert store.network_config() == '{"Network": "10.1.0.0/16"}'

@@ -196,9 +196,9 @@ def test_a_restart_loses_nothing(etcd: Etcd, node: tuple[Any, Recorder], attrs_o
     assert not seen.of(LeaseLost)
 
 
-def test_compaction_while_away(etcd: Etcd, make_store: MakeStore, node: tuple[Any, Recorder], attrs_of: Attrs) -> None:
+def test_compaction_while_away(etcd: Etcd, node: tuple[Any, Recorder], attrs_of: Attrs) -> None:
     """What was missed for ever is made up for by a complete list, changed data included (upstream: F5)."""
-    store, seen = node
+    _, seen = node
     put_peer(etcd, attrs_of(2))
     put_peer(etcd, attrs_of(8), "10.244.20.0-24")
     seen.wait(Event, 2)
