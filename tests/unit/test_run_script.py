@@ -236,6 +236,14 @@ def test_two_at_once_make_one_environment(machine: Machine) -> None:
     assert len(machine.calls("python -m testbed")) == 2
 
 
+def test_without_a_python_that_is_new_enough_nothing_is_made(machine: Machine) -> None:
+    machine.fake("python3", "#!/bin/sh\nexit 1\n")
+    code, said = machine.run("vxlan")
+    assert code == 2
+    assert "no Python of version 3.11 or newer" in said
+    assert not (machine.checkout / ".venv").exists()
+
+
 def test_what_is_no_environment_is_not_removed(machine: Machine) -> None:
     precious = machine.folder / "precious"
     precious.mkdir()
