@@ -56,9 +56,11 @@ def capture_filter(tunnel: Tunnel) -> str:
     parts = [f"portrange {first}-{last}"]
     inner = {"vxlan": 8 + 8 + 14, "udp": 8}.get(tunnel.kind or "")
     if inner is not None and tunnel.port:
+        # Only TCP and UDP have ports there: the checksum of a ping stands in the same place.
+        ported = f"(udp[{inner + 9}] = 6 or udp[{inner + 9}] = 17)"
         for at in (inner + 20, inner + 22):  # the inner source and destination port, behind an IP header of 20 bytes
-            field_ = f"udp[{at}:2]"
-            parts.append(f"(udp dst port {tunnel.port} and {field_} >= {first} and {field_} <= {last})")
+            bulk = f"udp[{at}:2] >= {first} and udp[{at}:2] <= {last}"
+            parts.append(f"(udp dst port {tunnel.port} and {ported} and {bulk})")
     return f"not ({' or '.join(parts)})"
 
 

@@ -179,6 +179,30 @@ def test_the_filter_is_one_that_tcpdump_takes(tunnel: Tunnel) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def passes(tunnel: Tunnel, frame: bytes, folder: Path) -> bool:
+    """Whether the always-on filter keeps a frame, by tcpdump's own word."""
+    (folder / "in.pcap").write_bytes(to_pcap([Packet(1.0, frame, len(frame))], 1))
+    argv = ["tcpdump", "-n", "-t", "-r", str(folder / "in.pcap"), capture_filter(tunnel)]
+    return bool(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.parametrize("kind", ["vxlan", "udp"])
+def test_the_filter_leaves_out_bulk_flows_in_a_tunnel_and_nothing_else(kind: str, tmp_path: Path) -> None:
+    from scapy.layers.inet import ICMP, IP, TCP, UDP
+    from scapy.layers.l2 import Ether
+    from scapy.layers.vxlan import VXLAN
+
+    tunnel = Tunnel(kind, 4999)
+    outer = Ether() / IP(src="192.0.2.1", dst="192.0.2.2") / UDP(sport=4999, dport=4999)
+    outer = outer / VXLAN(vni=1) / Ether() if kind == "vxlan" else outer
+    inner = outer / IP(src="198.51.100.1", dst="198.51.100.2")
+    assert not passes(tunnel, bytes(inner / TCP(sport=40000, dport=5201)), tmp_path)
+    assert not passes(tunnel, bytes(inner / UDP(sport=5299, dport=40000)), tmp_path)
+    assert passes(tunnel, bytes(inner / UDP(sport=40000, dport=7)), tmp_path)
+    # A ping whose checksum, where a port would be, reads as a bulk port.
+    assert passes(tunnel, bytes(inner / ICMP(chksum=5250) / b"payload"), tmp_path)
+
+
 def test_reads_a_stream_in_pieces_of_any_size() -> None:
     packets = [Packet(1.5, b"abc", 3), Packet(2.25, b"d" * 70, 1500)]
     stream = to_pcap(packets, 101)
