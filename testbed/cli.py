@@ -32,6 +32,7 @@ COMMANDS = {
     "graph": "Draw a lab.",
     "down": "Remove a lab, and check that nothing of it is left.",
     "doctor": "Tell what this machine lacks, with the cure and its cost.",
+    "kernel": "Build, find, check and use the guest kernel.",
     "render": "Write a lab for containerlab, FRR, kind and kubectl.",
     "checks": "List the catalogue of checks, and what is implemented.",
 }

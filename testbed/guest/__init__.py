@@ -1,0 +1,1 @@
+"""The guest kernel: one that has everything, run as an ordinary program, without KVM, root or an image."""
