@@ -12,7 +12,7 @@ from flannel.stores.base import Event, Log, Post, Snapshot, StoreDown, StoreErro
 from flannel.stores.etcd_client import EtcdClient, KeyValue, Stream, key_value
 from flannel.stores.etcd_http import RefusedError
 from flannel.stores.etcd_messages import Values
-from flannel.stores.leasecodec import parse_key, parse_value, quoted, why_unusable
+from flannel.stores.leasecodec import overlap, parse_key, parse_value, quoted, why_unusable
 
 FIRST_BACK_OFF, LONGEST_BACK_OFF = 0.1, 5.0  # seconds
 _WARNINGS_KEPT = 1000
@@ -200,7 +200,7 @@ class LeaseWatcher:
     def _last_good(self, key: bytes, own: OwnLease | None) -> Lease | None:
         """What was good and has become unreadable is still there: its last good data holds."""
         lease = self._table.get(key)
-        return None if lease is None or (own is not None and lease.subnet.overlaps(own.lease.subnet)) else lease
+        return None if lease is None or (own is not None and overlap(lease.subnet, own.lease.subnet)) else lease
 
     def _name_shadowed(self, keys: Iterable[KeyValue]) -> None:
         for key in keys:
@@ -321,7 +321,7 @@ class LeaseWatcher:
             return None
         why = why_unusable(lease, network)
         own = self._owner.own_lease()
-        if not why and own is not None and subnet.overlaps(own.lease.subnet):
+        if not why and own is not None and overlap(subnet, own.lease.subnet):
             why = f"its subnet {subnet} overlaps this node's {own.lease.subnet}"
         if not why and ours is not None and lease.attrs.public_ip == ours.public_ip:
             why = f"its PublicIP {ours.public_ip} is this node's own"

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from flannel.lease import Lease, LeaseAttrs
 from flannel.stores import etcd_messages as messages
-from flannel.stores.leasecodec import is_unicast_mac, lease_key, lease_value, parse_key, parse_value, why_unusable
+from flannel.stores.leasecodec import (
+    is_unicast_mac,
+    lease_key,
+    lease_value,
+    overlap,
+    parse_key,
+    parse_value,
+    why_unusable,
+)
 
 NETWORK = IPv4Network("10.244.0.0/16")
 FEW = settings(max_examples=50, deadline=None)
@@ -135,6 +143,19 @@ def test_what_cannot_be_used(subnet: str, attrs: LeaseAttrs, fault: str) -> None
     why = why_unusable(Lease(IPv4Network(subnet), attrs), NETWORK)
     assert (fault in why) if fault else (why == "")
     assert "\n" not in why
+
+
+@FEW
+@given(subnets, st.integers(0, 2**32 - 1), subnets)
+def test_overlap_and_containment_are_those_of_ipaddress(one: IPv4Network, address: int, other: IPv4Network) -> None:
+    near = IPv4Network((int(one.network_address), other.prefixlen), strict=False)
+    for subnet in (other, near):
+        assert overlap(one, subnet) is one.overlaps(subnet)
+        why = why_unusable(Lease(subnet, LeaseAttrs(IPv4Address(address))), one)
+        assert ("not a part" in why) is (not subnet.subnet_of(one) or subnet == one)
+    inside = one.network_address + address % one.num_addresses
+    why = why_unusable(Lease(next(one.subnets()), LeaseAttrs(inside)), one)
+    assert "through itself" in why or "no node's address" in why
 
 
 @pytest.mark.parametrize(

@@ -336,3 +336,13 @@ def _refused(store: Any) -> None:
 
     with pytest.raises(StoreError, match="no etcd endpoint answers"):
         store.network_config()
+
+
+def test_the_end_of_an_earlier_lease_is_not_that_of_this_one(node: tuple[Any, Recorder]) -> None:
+    """A watch may still bring the deletion of what was acquired again since."""
+    store, seen = node
+    key = b"/coreos.com/network/subnets/10.244.7.0-24"
+    store.own_key_deleted(key, 1)
+    assert not seen.of(LeaseLost)
+    store.own_key_deleted(key, 10**9)
+    assert seen.of(LeaseLost)
