@@ -61,9 +61,11 @@ def build_tool(name: str) -> Path:
 
 def _cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
-    folder = (Path(base) if base.startswith("/") else Path("~/.cache").expanduser()) / "testbed" / "tools"
     try:
+        folder = (Path(base) if base.startswith("/") else Path("~/.cache").expanduser()) / "testbed" / "tools"
         folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"{folder} cannot be written")
     except (OSError, RuntimeError) as error:
         raise ToolUnavailable(
             f"no folder for builds: {error}", hint="set XDG_CACHE_HOME to a folder of yours"
