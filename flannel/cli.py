@@ -91,10 +91,10 @@ class Options:
     help: bool
     ignored: tuple[str, ...]
 
-    def __init__(self, values: Mapping[str, Any], *, help: bool = False, ignored: tuple[str, ...] = ()) -> None:
+    def __init__(self, values: Mapping[str, Any], *, wants_help: bool = False, ignored: tuple[str, ...] = ()) -> None:
         for flag in FLAGS:
             setattr(self, flag.name.replace("-", "_"), values.get(flag.name, flag.default))
-        self.help = help
+        self.help = wants_help
         self.ignored = ignored
 
     def describe(self) -> str:
@@ -136,7 +136,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
         if not name or name[0] in "-=":
             raise UsageError(f"bad flag syntax: {word}")
         if name in ("h", "help"):
-            return Options(values, help=True)
+            return Options(values, wants_help=True)
         flag = _BY_NAME.get(name)
         if flag is None:
             raise UsageError(f"there is no flag -{name}")

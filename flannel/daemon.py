@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -19,7 +20,7 @@ from flannel.backends.base import Backend, BackendError
 from flannel.health import HealthError, HealthServer
 from flannel.interface import External, InterfaceError, Wanted, choose
 from flannel.kernel.monitor import Monitor
-from flannel.kernel.netlink import Netlink, NetlinkError
+from flannel.kernel.netlink import Netlink
 from flannel.lease import Lease
 from flannel.reconcile import GRACE, Reconciler
 from flannel.rules.iptables import RulesError, RulesKeeper, RulesWanted
@@ -121,7 +122,7 @@ class Daemon:
             log.error(str(error))
             self._close()
             return 1
-        except (StoreError, NetlinkError) as error:
+        except (StoreError, OSError) as error:
             log.error(f"cannot go on: {error}")
             self._close()
             return 1
@@ -256,24 +257,22 @@ class Daemon:
             selector.register(self._wake, selectors.EVENT_READ)
             selector.register(monitor, selectors.EVENT_READ)
             while not self._stopping:
-                due = reconciler.next_run() - time.monotonic()
-                ready = {key.fileobj for key, _ in selector.select(max(0.0, due))} if due > 0 else {self._wake, monitor}
-                if self._wake in ready:
-                    self._drain_wake()
+                selector.select(max(0.0, reconciler.next_run() - time.monotonic()))
+                self._drain_wake()
+                try:
                     self._take_posts(reconciler, store, conf, lease)
-                if monitor in ready:
                     reconciler.notice(*monitor.read())
-                if reconciler.next_run() <= time.monotonic():
                     reconciler.run()
-                    if self._backend.attrs() != published:
-                        published = self._backend.attrs()
-                        store.update(published)
+                except OSError as error:
+                    log.error(f"the kernel does not answer as it should: {error}; comparing everything again")
+                    reconciler.compare_soon(_RETRY)
+                if self._backend.attrs() != published:
+                    published = self._backend.attrs()
+                    store.update(published)
 
     def _drain_wake(self) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
-        except BlockingIOError:
-            pass
 
     def _take_posts(self, reconciler: Reconciler, store: Store, conf: netconf.NetConf, lease: Lease) -> None:
         while self._posts:
@@ -283,7 +282,8 @@ class Daemon:
             elif isinstance(message, StoreDown):
                 log.error(f"the store is away, everything stays as it is: {message.reason}")
             elif isinstance(message, Renewed):
-                log.info(f"Lease renewed, new expiration: {time.strftime('%F %T', time.gmtime(message.lease.expiration))}")
+                until = time.strftime("%F %T", time.gmtime(message.lease.expiration))
+                log.info(f"Lease renewed, new expiration: {until}")
             elif isinstance(message, LeaseLost):
                 reconciler.lost_own_key()
                 self._acquire_again(message, store, conf, lease)
@@ -351,11 +351,9 @@ def main(
     except cli.UsageError as error:
         fail_usage(str(error))
     log.verbosity = options.v
-    try:
-        with open("/proc/self/comm", "w") as file:
-            file.write("flanneld")
-    except OSError:
-        pass  # the name is only for those who look at processes
+    # The name is only for those who look at processes.
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:
+        file.write("flanneld")
     code = Daemon(options, make_store, grace=grace).run()
     sys.stderr.flush()
     os._exit(code)  # threads that wait for a store or a client must not hold up the end

@@ -38,7 +38,8 @@ def run(argv: list[str], text: str = "", timeout: float = 30.0) -> Outcome:
         os.lseek(files[0], 0, os.SEEK_SET)
         actions = [(os.POSIX_SPAWN_DUP2, file, number) for number, file in enumerate(files)]
         # A handler of ours must not run in the child, and a signal meant for the daemon must still reach it.
-        process = os.posix_spawn(path, argv, os.environ, file_actions=actions, setsigdef=[signal.SIGINT, signal.SIGTERM])
+        default = [signal.SIGINT, signal.SIGTERM]
+        process = os.posix_spawn(path, argv, os.environ, file_actions=actions, setsigdef=default)
         code = _wait(process, timeout)
         return Outcome(code, _content(files[1]), _content(files[2]))
     except OSError as error:

@@ -1,8 +1,8 @@
 """The reconciler: what the leases want against what the kernel has, and the difference in one batch.
 
-There is one code path. Every cause (a lease, a kernel notification, start-up, a lost notification, a timer) does nothing but
-mark lease keys dirty or ask for a full comparison; `run` then acts. Writing is idempotent, so the echo of our own writes
-finds what it expects and marks nothing.
+There is one code path. Every cause (a lease, a kernel notification, start-up, a lost notification, a timer) does
+nothing but mark lease keys dirty or ask for a full comparison; `run` then acts. Writing is idempotent, so the echo
+of our own writes finds what it expects and marks nothing.
 
 Removal needs evidence: a removal event, or a complete list. A list without any peer where peers were known, or a list
 after our own key was lost, is taken for a store that lost its content: nothing is removed for a grace period.
@@ -33,7 +33,7 @@ SLOW = 60.0
 _RETRY_FIRST, _RETRY_LONGEST = 1.0, 10.0
 _SETTLE = 0.05
 _GONE = (errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL)
-#: Larger than any connected route's metric, so that the bridge's own route wins over the blackhole whichever came first.
+#: Larger than any connected route's metric, so that the bridge's own route wins over the blackhole at all times.
 _BLACKHOLE_METRIC = 4278198272
 _NEVER = float("inf")
 
@@ -114,8 +114,9 @@ class Reconciler:
         if suspect and not self._grace_until:
             self._grace_until = self._clock() + self._grace
             log.error(
-                f"the store's list holds {len(peers)} other nodes where {max(len(absent), 1)} more were known: taken for a "
-                f"store that lost its content. Nothing is removed for {self._grace:.0f} s, unless nodes leave one by one"
+                f"the store's list holds {len(peers)} other nodes, where {max(len(absent), 1)} more were known: "
+                f"taken for a store that lost its content. Nothing is removed for {self._grace:.0f} s, "
+                "but what the store tells by name"
             )
         if self._grace_until:
             self._absent = set(absent)
@@ -131,13 +132,11 @@ class Reconciler:
         if self._facts.tunnel is None:
             self._refresh_devices()  # the first list may come before the first comparison
         tunnel = self._facts.tunnel
+        own = self._backend.own(self._facts)
         return tunnel is not None and any(
-            seen.route.oif == tunnel.ifindex and self._backend.is_ours(seen, self._facts) and not self._is_own(seen.route)
+            self._backend.is_ours(seen, self._facts) and seen.route not in own
             for seen in rtnl.dump_routes(self._netlink)
         )
-
-    def _is_own(self, route: Route) -> bool:
-        return route in self._backend.own(self._facts)
 
     def _learn(self, lease: Lease) -> None:
         self._absent.discard(lease.subnet)
@@ -198,9 +197,8 @@ class Reconciler:
                 if (kind == rtnl.DELROUTE) == (route == one):
                     self._dirty.add(subnet)
                 return
-        if kind == rtnl.DELROUTE and route in self._own_routes:
-            self.compare_soon()
-        elif (self._backend.asks_routes or self._failing) and IPv4Address(route.dst) not in self._network:
+        underlay = IPv4Address(route.dst) not in self._network and (self._backend.asks_routes or self._failing)
+        if underlay or (kind == rtnl.DELROUTE and route in self._own_routes):
             self.compare_soon()
 
     def _notice_link(self, kind: int, link: Link) -> None:
@@ -264,10 +262,12 @@ class Reconciler:
                     changes.remove_routes[route] = subnet
             changes.want(subnet, wanted)
             for neighbour in applied.neighbours:
-                if all(one.ip != neighbour.ip for one in wanted.neighbours) and self._by_base.get(neighbour.ip) == subnet:
+                replaced = any(one.ip == neighbour.ip for one in wanted.neighbours)
+                if not replaced and self._by_base.get(neighbour.ip) == subnet:
                     changes.remove_entries[neighbour] = subnet
             for entry in applied.fdb:
-                if all(one.mac != entry.mac for one in wanted.fdb) and self._by_mac.get(entry.mac) == subnet:
+                replaced = any(one.mac == entry.mac for one in wanted.fdb)
+                if not replaced and self._by_mac.get(entry.mac) == subnet:
                     changes.remove_entries[entry] = subnet
             self._note_applied(subnet, wanted)
         self._backend.update(self._leases)
@@ -310,7 +310,7 @@ class Reconciler:
         self._apply(changes)
 
     def _refresh_devices(self) -> bool:
-        """Bring our device and what we know of the external interface up to date; False where it must be tried again."""
+        """Bring our device, and what we know of the external interface, up to date; False to be called again."""
         external = self._facts.external
         link = rtnl.get_link(self._netlink, name=external.name)
         if link is None:

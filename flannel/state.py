@@ -1,8 +1,8 @@
 """What an earlier run made, kept beside subnet.env: a journal of lines, so that a change costs one line.
 
 Recorded are the routes that do not go out of our own tunnel device (nothing in the kernel tells them from an
-operator's), the tunnel device and its address. A route is recorded before it is made, so a crash in between leaves a record
-too many, never one too few. Lines that cannot be read are skipped: what is not recorded is not ours.
+operator's), the tunnel device and its address. A route is recorded before it is made, so a crash in between leaves a
+record too many, never one too few. Lines that cannot be read are skipped: what is not recorded is not ours.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
-import tempfile
 from ipaddress import IPv4Network
 from typing import NamedTuple
 
@@ -37,16 +37,17 @@ def write(path: str, text: str) -> None:
             mode = stat.S_IMODE(there.st_mode)
     except FileNotFoundError:
         pass
-    file, temporary = tempfile.mkstemp(prefix="." + os.path.basename(path), dir=folder)
+    temporary = os.path.join(folder, f".{os.path.basename(path)}.{os.urandom(6).hex()}")
     try:
-        with open(file, "w", encoding="ascii") as output:
-            os.fchmod(file, mode)
+        with open(temporary, "x", encoding="ascii") as output:
+            os.fchmod(output.fileno(), mode)
             output.write(text)
             output.flush()
-            os.fsync(file)
+            os.fsync(output.fileno())
         os.rename(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
         raise
 
 

@@ -23,8 +23,8 @@ class HostGwBackend:
     def __init__(self, conf: NetConf, external: External) -> None:
         if external.public != external.address:
             raise BackendError(
-                f"host-gw sends pods' packets to the peers' own addresses: the external address {external.public} must be "
-                f"the one of {external.name}, {external.address}, so it does not work across NAT"
+                f"host-gw sends pods' packets to the peers' own addresses: the external address {external.public} must "
+                f"be the one of {external.name}, {external.address}, so it does not work across NAT"
             )
         for note in unread_keys(conf, ()):
             log.warning(note)

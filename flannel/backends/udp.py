@@ -114,7 +114,7 @@ class UdpBackend:
             with open(f"/proc/sys/net/ipv4/conf/{name}/accept_local", "w") as file:
                 file.write("1")
         except OSError as error:
-            log.warning(f"pods will not be told of addresses that no node has: accept_local of {name}: {error.strerror}")
+            log.warning(f"pods will not be told of addresses of no node: accept_local of {name}: {error.strerror}")
 
     def _replace_proxy(self, tun: int) -> None:
         assert self._socket is not None

@@ -1,4 +1,4 @@
-"""Packets between a TUN device and a UDP socket: the raw IPv4 packet is the datagram, one hop taken off on either side."""
+"""Packets between a TUN device and a UDP socket: a datagram is a bare IPv4 packet. Either side takes a hop off."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class Table:
         for network, peer in routes.items():
             by_length.setdefault(network.prefixlen, {})[int(network.network_address)] = peer
         self._levels = [
-            ((0xFFFFFFFF << (32 - length)) & 0xFFFFFFFF, by_length[length]) for length in sorted(by_length, reverse=True)
+            ((0xFFFFFFFF << (32 - length)) & 0xFFFFFFFF, by_length[length])
+            for length in sorted(by_length, reverse=True)
         ]
         self.cache: dict[bytes, Address] = {}
 
@@ -118,7 +119,10 @@ class Proxy:
             os.write(self.tun, answer)
 
     def take_in(self) -> None:
-        """Carry packets from peers to the TUN device, until the socket is closed (OSError). The device may be replaced meanwhile."""
+        """Carry packets from peers to the TUN device, until the socket is closed (OSError).
+
+        The device may be replaced meanwhile.
+        """
         buffer = bytearray(_LARGEST)
         view = memoryview(buffer)
         tun, receive, write = self.tun, self.sock.recv_into, os.write

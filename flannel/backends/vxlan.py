@@ -104,10 +104,7 @@ class VxlanBackend:
             self._mac = self._mac or (link.mac if link.kind == "vxlan" else b"")
             netlink.batch([rtnl.delete_link(link.ifindex)])
             link = None
-        if link is None:
-            link = self._create(netlink, wanted)
-        else:
-            link = self._adjust(netlink, link)
+        link = self._create(netlink, wanted) if link is None else self._adjust(netlink, link)
         self._mac = link.mac
         self._recorded.note_device(self._device, self._mac)
         return link

@@ -1,4 +1,4 @@
-"""Whether rules changed, asked of nftables itself: a notification, or the ruleset's generation. Blind to legacy iptables."""
+"""Whether rules changed: nftables' own notifications, and its ruleset's generation. Blind to legacy iptables."""
 
 from __future__ import annotations
 

@@ -331,7 +331,9 @@ def parse_route(payload: bytes) -> SeenRoute:
     _, length, _, tos, table, protocol, _, kind, flags = _ROUTE.unpack_from(payload)
     found = attributes(payload, _ROUTE.size)
     onlink = bool(flags & _ONLINK)
-    route = Route(_integer(found.get(1)), length, _integer(found.get(5)), _u32(found.get(4)), onlink, kind, _u32(found.get(6)))
+    route = Route(
+        _integer(found.get(1)), length, _integer(found.get(5)), _u32(found.get(4)), onlink, kind, _u32(found.get(6))
+    )
     table = _u32(found.get(15)) or table
     return SeenRoute(route, protocol, tos, 9 in found, table, _integer(found.get(7)))
 
@@ -350,7 +352,7 @@ def lookup_route(netlink: Netlink, ip: int) -> SeenRoute:
 
 
 def set_route(route: Route) -> Message:
-    """Create or replace a route by its destination and metric (main table, protocol boot, scope global)."""
+    """Create or replace a route, by its destination and metric, in the main table."""
     return Message(NEWROUTE, F_CREATE | F_REPLACE, _route(route, PROTOCOL_BOOT, 0))
 
 

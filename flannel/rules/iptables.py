@@ -1,4 +1,4 @@
-"""Keeps the rules by iptables, in either flavour: looked at when something changed, written only where they are wrong."""
+"""Keeps the rules by iptables of either flavour: looks when something changed, and writes only what is wrong."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class RulesWanted(NamedTuple):
 class RulesKeeper:
     """Sets the rules, and keeps them on a thread of its own, for iptables may wait for its lock.
 
-    `resync` is in seconds: how often legacy rules are looked at, of which the kernel tells nothing. Rules of nftables are
-    looked at when it tells of a change; the timer then only compares its generation. 0 or less: no timer.
+    `resync` is in seconds: how often legacy rules are looked at, of which the kernel tells nothing. Rules of nftables
+    are looked at when it tells of a change; the timer then only compares its generation. 0 or less: no timer.
     """
 
     def __init__(self, wanted: RulesWanted, previous: Previous, resync: int) -> None:
@@ -65,8 +65,10 @@ class RulesKeeper:
             self._subscribe()
         try:
             self._clean_and_set(wanted, random_fully and wanted.random_fully)
-        except RulesError as error:
+        except (RulesError, OSError) as error:
             self._complain(str(error))
+        if not nft and self._resync <= 0:
+            log.warning("--iptables-resync is 0: rules that somebody removes stay away")
         if self._groups:
             self._thread = threading.Thread(target=self._keep, name="rules", daemon=True)
             self._thread.start()
@@ -117,9 +119,10 @@ class RulesKeeper:
     def _earlier_rules(self, group: Group) -> list[str]:
         """What rules an earlier run may have put into this group's chain."""
         found: list[str] = []
-        for network in {self._previous.network, self._wanted.network} - {None}:
-            for subnet in {self._previous.subnet, self._wanted.subnet} - {None}:
-                assert network is not None and subnet is not None
+        for network in (self._previous.network, self._wanted.network):
+            for subnet in (self._previous.subnet, self._wanted.subnet):
+                if network is None or subnet is None:
+                    continue
                 for random_fully in (True, False):
                     one = masquerade(network, subnet, random_fully) if group.table == "nat" else forward(network)
                     found += one.rules

@@ -95,7 +95,7 @@ def _in_order(wanted: Sequence[str], there: Sequence[str], *, exactly: bool) -> 
 
 
 def removal(tables: Tables, group: Group, ours: Iterable[str]) -> list[str]:
-    """The lines that take a group away: the rules `ours`, and chain and jump where nothing else is left in the chain."""
+    """The lines that take a group away: the rules `ours`, and chain and jump where nothing else is in the chain."""
     chains = tables.get(group.table, {})
     there = chains.get(group.chain)
     if there is None:

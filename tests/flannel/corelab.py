@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,7 +10,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +119,11 @@ class Node:
 
     def start(
         self, *flags: str, backend: dict[str, Any] | None = None, grace: float = 300.0, ready: bool = True,
-        environment: dict[str, str] | None = None,
+        environment: dict[str, str] | None = None, network: str = "10.244.0.0/16", subnet: str = OWN,
     ) -> Flanneld:  # fmt: skip
         """Start flanneld; wait until it runs its backend."""
-        conf = {"Network": "10.244.0.0/16", "Backend": backend or {"Type": "vxlan"}}
-        steered = json.dumps({"conf": conf, "subnet": OWN, "grace": grace})
+        conf = {"Network": network, "Backend": backend or {"Type": "vxlan"}}
+        steered = json.dumps({"conf": conf, "subnet": subnet, "grace": grace})
         daemon = Flanneld(
             [*self._enter, PYTHON, "-IS", str(HERE / "steered_flanneld.py"), *flags],
             {**os.environ, "STEERED": steered, **(environment or {})}, self.folder / f"flanneld{len(self.daemons)}.log",
@@ -187,15 +187,8 @@ class Flanneld:
         """Close what the test holds of it."""
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
-                try:
+                with contextlib.suppress(BrokenPipeError):
                     stream.close()
-                except BrokenPipeError:
-                    pass
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-
-
-def in_network(text: str) -> bool:
-    """Whether an address lies in the test's Network."""
-    return IPv4Network(text).subnet_of(IPv4Network("10.244.0.0/16"))

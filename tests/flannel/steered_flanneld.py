@@ -1,8 +1,8 @@
 """flanneld with a store that the test steers: a JSON line on standard input is a message of the store.
 
-`{"snapshot": [lease, ...], "complete": true}`, `{"added": lease}`, `{"removed": lease}`, `{"lost": "why"}`, `{"down": "why"}`; a
-lease is `{"subnet", "ip", "type", "data"}`. What flanneld publishes is printed to standard output. `STEERED` in the
-environment holds the network configuration, the own subnet and the grace period in seconds.
+`{"snapshot": [lease, ...], "complete": true}`, `{"added": lease}`, `{"removed": lease}`, `{"lost": "why"}`,
+`{"down": "why"}`; a lease is `{"subnet", "ip", "type", "data"}`. What flanneld publishes is printed to standard output.
+`STEERED` in the environment holds the network configuration, the own subnet and the grace period in seconds.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class SteeredStore:
         return Lease(IPv4Network(STEERED["subnet"]), attrs)
 
     def update(self, attrs: LeaseAttrs) -> None:
-        print(json.dumps({"ip": str(attrs.public_ip), "type": attrs.backend_type, "data": attrs.backend_data}), flush=True)
+        published = {"ip": str(attrs.public_ip), "type": attrs.backend_type, "data": attrs.backend_data}
+        print(json.dumps(published), flush=True)
 
     def watch(self, post: Post) -> None:
         threading.Thread(target=self._read, args=(post,), daemon=True).start()

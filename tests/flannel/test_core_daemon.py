@@ -96,7 +96,8 @@ def test_it_is_one_process_by_its_name_and_ends_cleanly(node: Node) -> None:
     assert daemon.stop() == 0
     assert "Exiting cleanly..." in daemon.log
     order = [
-        "CLI flags config:", "Created subnet manager:", "Installing signal handlers", "Found network config - Backend type:",
+        "CLI flags config:", "Created subnet manager:", "Installing signal handlers",
+        "Found network config - Backend type:",
         "Using interface with name", "Defaulting external address", "bootstrap done", "Wrote subnet file to",
         "flannel is ready", "Running backend.", "Waiting for all goroutines to exit", "Exiting cleanly...",
     ]  # fmt: skip
@@ -149,7 +150,8 @@ def test_what_cannot_work_ends_with_status_one_and_the_reason(
 )
 def test_the_interface_is_chosen_as_upstream_does(node: Node, flags: list[str], used: str) -> None:
     for words in (
-        "link add eth1 type veth peer name far1", "link set far1 up", "link set eth1 up", "addr add 169.254.7.7/16 dev eth1",
+        "link add eth1 type veth peer name far1", "link set far1 up", "link set eth1 up",
+        "addr add 169.254.7.7/16 dev eth1",
         "addr add 10.9.0.1/24 dev eth1", "addr add 10.9.0.2/24 dev eth1",
     ):  # fmt: skip
         node.ip(words)
@@ -273,6 +275,23 @@ def test_iptables_that_fails_is_said_and_tried_again(node: Node) -> None:
     node.run("ln", "-sf", "/usr/sbin/iptables-nft-restore", "/run/bin/iptables-restore")
     daemon.said("as they must be again")
     assert node.run("iptables-nft", *RULES).count("-A FLANNEL-POSTRTG") == 6
+
+
+def test_two_daemons_of_one_node_keep_each_others_rules_and_come_to_rest(node: Node) -> None:
+    environment = flavoured(node, "nft")
+    first = node.start("--ip-masq", environment=environment)
+    second = node.start(
+        "--ip-masq", "--subnet-file=/run/flannel/second.env", environment=environment,
+        backend={"Type": "vxlan", "VNI": 2, "Port": 4789}, network="10.12.0.0/16", subnet="10.12.7.0/24",
+    )  # fmt: skip
+    # The mark's rule serves both; each has five more.
+    until(lambda: node.run("iptables-nft", *RULES).count("-A FLANNEL-POSTRTG") == 11, "both networks' rules", 3)
+    until(lambda: node.run("iptables-nft", "-S").count("-A FLANNEL-FWD") == 4, "both networks' rules", 3)
+    generation = node.run("nft", "-j", "list", "ruleset")
+    writes = first.log.count("setting them again") + second.log.count("setting them again")
+    with pytest.raises(pytest.fail.Exception):
+        until(lambda: node.run("nft", "-j", "list", "ruleset") != generation, "a quarrel", 1.0)
+    assert first.log.count("setting them again") + second.log.count("setting them again") == writes
 
 
 # -- lease ---------------------------------------------------------------------------------------------------------

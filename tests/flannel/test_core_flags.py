@@ -46,7 +46,9 @@ def test_two_dashes_end_the_flags() -> None:
     assert cli.parse(["--", "--ip-masq"], {}).ip_masq is False
 
 
-@pytest.mark.parametrize("words", [["--nope"], ["--ip-masq=perhaps"], ["--healthz-port=x"], ["--iface"], ["---v"], ["--=x"]])
+@pytest.mark.parametrize(
+    "words", [["--nope"], ["--ip-masq=perhaps"], ["--healthz-port=x"], ["--iface"], ["---v"], ["--=x"]]
+)
 def test_wrong_usage_is_an_error_that_names_the_flag(words: list[str]) -> None:
     with pytest.raises(cli.UsageError) as caught:
         cli.parse(words, {})
@@ -55,7 +57,8 @@ def test_wrong_usage_is_an_error_that_names_the_flag(words: list[str]) -> None:
 
 def test_the_environment_fills_in_what_the_command_line_leaves() -> None:
     environment = {
-        "FLANNELD_IFACE": "eth0,eth1", "FLANNELD_IP_MASQ": "true", "FLANNELD_HEALTHZ_PORT": "1", "FLANNELD_PUBLIC_IP": "",
+        "FLANNELD_IFACE": "eth0,eth1", "FLANNELD_IP_MASQ": "true", "FLANNELD_HEALTHZ_PORT": "1",
+        "FLANNELD_PUBLIC_IP": "",
     }  # fmt: skip
     options = cli.parse(["--healthz-port=2"], environment)
     assert options.iface == ("eth0,eth1",)
@@ -70,7 +73,12 @@ def test_a_bad_environment_value_is_an_error() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["--subnet-lease-renew-margin=0"], ["--subnet-lease-renew-margin=1440"], ["--kube-subnet-mgr"], ["--healthz-port=65536"]],
+    [
+        ["--subnet-lease-renew-margin=0"],
+        ["--subnet-lease-renew-margin=1440"],
+        ["--kube-subnet-mgr"],
+        ["--healthz-port=65536"],
+    ],
 )
 def test_what_cannot_be_served_is_refused(words: list[str]) -> None:
     with pytest.raises(cli.UsageError) as caught:

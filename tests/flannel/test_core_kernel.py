@@ -47,7 +47,18 @@ def test_an_fdb_entry_comes_back(entry: rtnl.Fdb) -> None:
     assert rtnl.parse_entry(rtnl.set_entry(entry).body) == rtnl.SeenEntry(entry, entry.ifindex, rtnl.PERMANENT)
 
 
-@given(st.builds(rtnl.Route, ips, st.integers(0, 32), ips, indexes, st.booleans(), st.just(rtnl.UNICAST), metric=st.integers(0, 0xFFFFFFFF)))
+@given(
+    st.builds(
+        rtnl.Route,
+        ips,
+        st.integers(0, 32),
+        ips,
+        indexes,
+        st.booleans(),
+        st.just(rtnl.UNICAST),
+        metric=st.integers(0, 0xFFFFFFFF),
+    )
+)
 @settings(max_examples=30)
 def test_a_route_comes_back(route: rtnl.Route) -> None:
     seen = rtnl.parse_route(rtnl.set_route(route).body)

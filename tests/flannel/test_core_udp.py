@@ -18,7 +18,9 @@ from flannel.backends.udpproxy import Proxy, Table, checksum, take_hop, unreacha
 from tests.flannel.corelab import HEALS_WITHIN, Node, peer, until
 
 
-def packet(destination: str, *, ttl: int = 64, protocol: int = 17, payload: bytes = b"x" * 32, fragment: int = 0) -> bytes:
+def packet(
+    destination: str, *, ttl: int = 64, protocol: int = 17, payload: bytes = b"x" * 32, fragment: int = 0
+) -> bytes:
     head = struct.pack(
         "!BBHHHBBH4s4s", 0x45, 0, 20 + len(payload), 1, fragment, ttl, protocol, 0,
         IPv4Address("10.244.1.5").packed, IPv4Address(destination).packed,
@@ -117,7 +119,12 @@ def test_the_kernel_holds_what_upstream_leaves_and_damage_heals(node: Node) -> N
     sockets = node.run("ss", "-ulpnH", "sport = :8282")
     assert "192.168.50.1:8282" in sockets
     assert '"flanneld"' in sockets
-    for damage in ("link del flannel0", "link set flannel0 down", "route del 10.244.0.0/16", "link set flannel0 mtu 1400"):
+    for damage in (
+        "link del flannel0",
+        "link set flannel0 down",
+        "route del 10.244.0.0/16",
+        "link set flannel0 mtu 1400",
+    ):
         node.ip(damage)
         until(
             lambda: node.routes() == ["10.244.0.0/16 dev flannel0"] and node.link("flannel0")["mtu"] == 1472,

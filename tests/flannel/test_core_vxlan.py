@@ -105,7 +105,9 @@ def test_damage_heals(node: Node, damage: str) -> None:
         link = node.link()
         up = bool(link) and "UP" in link["flags"] and link["mtu"] == 1450 and link["address"] == before
         addresses = node.ip("-4 -o addr show dev flannel.1", check=False).count("inet ")
-        return up and addresses == 1 and "10.244.1.0/32" in node.ip("-4 addr show dev flannel.1") and node.programmed(2, 3)
+        return (
+            up and addresses == 1 and "10.244.1.0/32" in node.ip("-4 addr show dev flannel.1") and node.programmed(2, 3)
+        )
 
     until(whole, f"everything back after `ip {damage}`", HEALS_WITHIN)
 
@@ -150,14 +152,31 @@ def test_a_peer_that_moves_behind_a_router_is_tunnelled_to(node: Node) -> None:
     assert node.fdb() == []
 
 
+def test_an_external_interface_made_again_is_built_upon(node: Node) -> None:
+    daemon = node.start()
+    daemon.list(peer(2), peer(3))
+    heals(node, 2, 3)
+    before = node.link()["address"]
+    node.ip("link del eth0")  # the kernel takes flannel.1 with it
+    until(lambda: not node.link(), "no tunnel without an underlay")
+    daemon.said("the external interface eth0 is gone")
+    for words in ("link add eth0 type veth peer name far", "link set far up", "addr add 192.168.50.1/24 dev eth0"):
+        node.ip(words)
+    node.ip("link set eth0 up")
+    heals(node, 2, 3)
+    assert node.link()["address"] == before
+
+
 def test_a_peers_new_address_replaces_the_old_entry(node: Node) -> None:
     daemon = node.start()
     daemon.list(peer(2), peer(3))
     heals(node, 2, 3)
     daemon.tell(added=peer(2, mac="02:00:00:00:00:22", ip="192.168.50.22"))
     until(
-        lambda: node.fdb() == ["02:00:00:00:00:22 dst 192.168.50.22", "02:aa:bb:cc:dd:03 dst 192.168.50.3"]
-        and "10.244.2.0 02:00:00:00:00:22" in node.neighbours(),
+        lambda: (
+            node.fdb() == ["02:00:00:00:00:22 dst 192.168.50.22", "02:aa:bb:cc:dd:03 dst 192.168.50.3"]
+            and "10.244.2.0 02:00:00:00:00:22" in node.neighbours()
+        ),
         "the new address alone",
         HEALS_WITHIN,
     )
