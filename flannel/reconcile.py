@@ -260,6 +260,8 @@ class Reconciler:
             for route in applied.routes:
                 if all((one.dst, one.length) != (route.dst, route.length) for one in wanted.routes):
                     changes.remove_routes[route] = subnet
+                elif route not in wanted.routes:
+                    changes.superseded.append((route, subnet))
             changes.want(subnet, wanted)
             for neighbour in applied.neighbours:
                 replaced = any(one.ip == neighbour.ip for one in wanted.neighbours)
@@ -388,6 +390,8 @@ class Reconciler:
             if one is not None:
                 if not seen.multipath and not seen.tos:
                     there.add(route)
+                if route != one and (self._backend.is_ours(seen, self._facts) or self._is_recorded(seen, names)):
+                    changes.superseded.append((route, everything.routes[one]))
             elif may_remove and (self._backend.is_ours(seen, self._facts) or self._is_recorded(seen, names)):
                 log.info(f"removing the route {route}: no lease wants it")
                 changes.remove_routes[route] = self._own
@@ -451,7 +455,10 @@ class Reconciler:
                     log.error(f"cannot remove what the lease of {owners[failure.position]} had: {failure}")
             else:
                 failed.setdefault(owners[failure.position], failure)
-        self._recorded.remove(self._off_device(changes.remove_routes))
+        # A route that could not be replaced is wrong by now: better none.
+        wrong = [route for route, subnet in changes.superseded if subnet in failed]
+        self._netlink.batch([rtnl.delete_route(route) for route in wrong])
+        self._recorded.remove(self._off_device([*changes.remove_routes, *wrong]))
         for subnet in set(owners):
             self._judge(subnet, failed.get(subnet))
         if failed:
@@ -483,6 +490,8 @@ class _Changes:
         self.remove_entries: dict[Neigh | Fdb, IPv4Network] = {}
         self.entries: dict[Neigh | Fdb, IPv4Network] = {}
         self.routes: dict[Route, IPv4Network] = {}
+        # What a route of ours takes the place of.
+        self.superseded: list[tuple[Route, IPv4Network]] = []
 
     def want(self, subnet: IPv4Network, wanted: Wants) -> None:
         for neighbour in wanted.neighbours:

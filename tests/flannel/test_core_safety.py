@@ -157,6 +157,21 @@ def test_host_gw_says_which_peer_it_cannot_reach_and_makes_no_route(node: Node) 
     daemon.said("the lease of 10.244.3.0/24 is programmed now")
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_host_gw_keeps_no_route_by_an_address_that_a_peer_left(node: Node, restart: bool) -> None:
+    daemon = node.start(backend=HOST_GW)
+    daemon.list(peer(2, kind="host-gw"), peer(3, kind="host-gw"))
+    until(lambda: node.routes() == gateways(2, 3), "routes", HEALS_WITHIN)
+    moved = peer(3, ip="203.0.113.3", kind="host-gw")
+    if restart:
+        assert daemon.stop() == 0
+        daemon = node.start(backend=HOST_GW)
+        daemon.list(peer(2, kind="host-gw"), moved)
+    else:
+        daemon.tell(added=moved)
+    until(lambda: node.routes() == gateways(2), "no route by the old address", HEALS_WITHIN)
+
+
 def test_host_gw_refuses_an_address_behind_nat(node: Node) -> None:
     daemon = node.start("--iface=eth0", "--public-ip=203.0.113.8", backend=HOST_GW, ready=False)
     assert daemon.process.wait(timeout=10) == 1
