@@ -87,6 +87,33 @@ class TlsFiles(NamedTuple):
 _NO_TLS = TlsFiles()
 
 
+class Watch:
+    """A watch that has begun. Raises RefusedError where etcd cancels it at once, which is how it takes a dead token."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream, self._answers = stream, iter(stream)
+        try:
+            self._first = next(self._answers)
+            if self._first.get("canceled") and not self._first.get("compact_revision"):
+                raise RefusedError(UNAUTHENTICATED, f"etcd refused the watch: {self._first.get('cancel_reason', '')}")
+        except StoreError:
+            stream.release()
+            raise
+
+    def __iter__(self) -> Iterator[Values]:
+        """Yield answers; raises LinkDownError when the stream ends."""
+        yield self._first
+        yield from self._answers
+
+    def close(self) -> None:
+        """End the watch, from any thread."""
+        self._stream.close()
+
+    def release(self) -> None:
+        """Give back what it holds; for the reading thread."""
+        self._stream.release()
+
+
 class Endpoint(NamedTuple):
     """Where one etcd listens for clients."""
 
@@ -235,15 +262,16 @@ class EtcdClient:
         found = responses[0].get("response_range", {}).get("kvs", [])
         return Put(False, revision, key_value(found[0]) if found else None)
 
-    def watch(self, prefix: bytes, revision: int) -> Stream:
-        """Watch every key under a prefix from a revision on; the first answer says that the watch was created."""
+    def watch(self, prefix: bytes, revision: int) -> Watch:
+        """Watch every key under a prefix from a revision on; the first answer says that the watch was created, or that
+        the revision was compacted."""
         create = {
             "key": prefix,
             "range_end": prefix_end(prefix),
             "start_revision": revision,
             "progress_notify": True,
         }
-        return self._call(lambda link, token: link.stream(WATCH, {"create_request": create}, token))
+        return self._call(lambda link, token: Watch(link.stream(WATCH, {"create_request": create}, token)))
 
     def close(self) -> None:
         """Close what is kept open."""

@@ -9,8 +9,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from flannel.lease import Lease, LeaseAttrs
 from flannel.stores.base import Event, Log, Post, Snapshot, StoreDown, StoreError
-from flannel.stores.etcd_client import EtcdClient, KeyValue, Stream, key_value
-from flannel.stores.etcd_http import RefusedError
+from flannel.stores.etcd_client import EtcdClient, KeyValue, Watch, key_value
 from flannel.stores.etcd_messages import Values
 from flannel.stores.leasecodec import overlap, parse_key, parse_value, quoted, why_unusable
 
@@ -118,7 +117,7 @@ class LeaseWatcher:
         self._down = False
         self._warned: set[tuple[bytes, str]] = set()
         self._lock = threading.Lock()
-        self._stream: Stream | None = None
+        self._stream: Watch | None = None
         self._relist = False
         self._closed = threading.Event()
         self._back_off = FIRST_BACK_OFF
@@ -233,11 +232,6 @@ class LeaseWatcher:
             for answer in stream:
                 if not self._take(answer):
                     return
-        except RefusedError as error:
-            # Some versions answer a compacted revision with an error of the stream.
-            if "compacted" not in str(error):
-                raise
-            self._header = None
         finally:
             with self._lock:
                 self._stream = None

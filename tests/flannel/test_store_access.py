@@ -171,6 +171,26 @@ def test_a_token_dies_with_its_etcd(make_etcd: MakeEtcd, make_store: MakeStore, 
     assert store.acquire(conf, attrs_of(1), None).subnet == SEVEN
 
 
+def test_a_watch_that_ends_when_its_token_is_dead(
+    make_etcd: MakeEtcd, make_store: MakeStore, conf: NetConf, attrs_of: Attrs
+) -> None:
+    """etcd answers a watch with a dead token by "permission denied"."""
+    etcd = make_etcd(extra=["--auth-token-ttl", "1"])
+    etcd.enable_auth("flannel", "secret")
+    with _Door(etcd.port) as door:
+        endpoints = [f"http://127.0.0.1:{door.port}", etcd.url]
+        store, seen = make_store(endpoints, username="flannel", password="secret")
+        store.acquire(conf, attrs_of(1), SEVEN)
+        store.watch(seen.post)
+        seen.wait(Snapshot)
+        first = store._client._token
+        time.sleep(3.5)  # the tokens' own clock, which cannot be asked
+        door.shut()
+        seen.wait(StoreDown)
+        seen.wait(Snapshot, 2)
+        assert store._client._token != first
+
+
 def _connects(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
