@@ -28,6 +28,7 @@ from typing import Any
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 2, 4, 8, 32, 4096
 MNT_DETACH = 2
 SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+SYS_FINIT_MODULE = {"x86_64": 313, "aarch64": 273}
 POWER_OFF = 0x4321FEDC
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 OPEN_FILES = 1 << 16
@@ -58,8 +59,24 @@ def write(path: str, text: str) -> None:
 # --- the root
 
 
+def load_overlay(modules: str) -> None:
+    """Debian's user-mode-linux has it as a module, which nothing would find yet."""
+    program = os.open(f"{modules}/{os.uname().release}/kernel/fs/overlayfs/overlay.ko", os.O_RDONLY)
+    check(libc.syscall(SYS_FINIT_MODULE[os.uname().machine], program, b"", 0) == 0, "loading overlay")
+    os.close(program)
+
+
+def show_modules(modules: str, new: str) -> None:
+    """Put the kernel's modules where it has them looked for."""
+    release = os.uname().release
+    os.makedirs(f"{new}/lib/modules", exist_ok=True)
+    os.symlink(f"{modules}/{release}", f"{new}/lib/modules/{release}")
+
+
 def make_root(plan: dict[str, Any]) -> None:
     """Put an overlay over the host's root, fresh kernel file systems into it, and go there for good."""
+    if plan["modules"]:
+        load_overlay(plan["modules"])
     mount("tmpfs", NEW_ROOT, 0, f"size={plan['overlay_bytes']},mode=0755")
     for name in ("upper", "work", "new"):
         os.mkdir(f"{NEW_ROOT}/{name}")
@@ -72,6 +89,8 @@ def make_root(plan: dict[str, Any]) -> None:
     mount("tmpfs", f"{new}/run", MS_NOSUID | MS_NODEV, "mode=0755,size=25%")
     os.mkdir(f"{new}/run/lock")
     make_devices(f"{new}/dev")
+    if plan["modules"]:
+        show_modules(plan["modules"], new)
     for path in plan["writable"]:
         os.makedirs(new + path, exist_ok=True)
         mount("hostfs", new + path, MS_NOSUID | MS_NODEV, path)

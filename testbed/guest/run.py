@@ -144,6 +144,12 @@ def _interrupts(control: int, guest: subprocess.Popen[bytes]) -> Iterator[list[i
             signal.signal(number, old)
 
 
+def _modules(kernel: Path) -> str:
+    """The folder of a packaged kernel's modules; empty for one that has everything built in."""
+    folder = kernel.parent.parent / "lib" / "uml" / "modules"
+    return str(folder) if folder.is_dir() else ""
+
+
 def _status(folder: Path) -> int | None:
     try:
         return int((folder / "guest" / "status").read_text())
@@ -215,6 +221,7 @@ def _run_in(
             "terminal": _terminal(),
             "status": str(shared / "status"),
             "overlay_bytes": memory // OVERLAY_SHARE,
+            "modules": _modules(kernel),
         },
     )
     relay = _Relay()
