@@ -3,9 +3,6 @@
 There is one code path. Every cause (a lease, a kernel notification, start-up, a lost notification, a timer) does
 nothing but mark lease keys dirty or ask for a full comparison; `run` then acts. Writing is idempotent, so the echo
 of our own writes finds what it expects and marks nothing.
-
-Removal needs evidence: a removal event, or a complete list. A list without any peer where peers were known, or a list
-after our own key was lost, is taken for a store that lost its content: nothing is removed for a grace period.
 """
 
 from __future__ import annotations
@@ -17,12 +14,13 @@ from ipaddress import IPv4Address, IPv4Network
 
 from flannel import log
 from flannel.backends.base import NOTHING, Backend, BackendError, Facts, Ignored, Wants
+from flannel.changes import Changes
 from flannel.interface import External
 from flannel.kernel import rtnl
 from flannel.kernel.monitor import Change
-from flannel.kernel.netlink import Failure, Message, Netlink, NetlinkError
+from flannel.kernel.netlink import Failure, Netlink, NetlinkError
 from flannel.kernel.rtnl import Fdb, Link, Neigh, Route, SeenEntry, SeenRoute
-from flannel.lease import Lease
+from flannel.known import KnownLeases
 from flannel.state import OffDevice, Recorded
 from flannel.stores.base import Event, Snapshot
 
@@ -60,26 +58,19 @@ class Reconciler:
         self._own = own
         self._recorded = recorded
         self._blackhole = blackhole
-        self._grace = grace
         self._clock = clock
         self._facts = Facts(external, None, {})
         self._external_flags = -1
-        self._leases: dict[IPv4Network, Lease] = {}
+        self._known = KnownLeases(own, grace, clock, self._leftovers)
         self._applied: dict[IPv4Network, Wants] = {}
         self._by_base: dict[int, IPv4Network] = {}
         self._by_mac: dict[bytes, IPv4Network] = {}
         self._own_routes: tuple[Route, ...] = ()
-        self._dirty: set[IPv4Network] = set()
         self._full_at = _NEVER
         self._retry_at = _NEVER
         self._retry_after = _RETRY_FIRST
         self._failing: dict[IPv4Network, str] = {}
         self._complaint = ""
-        # Evidence for removals: none before the first complete list.
-        self._listed = False
-        self._grace_until = 0.0  # 0 for no grace period
-        self._absent: set[IPv4Network] = set()
-        self._own_key_lost = False
         self._ignored: dict[IPv4Network, str] = {}
         self.compare_soon(0)
 
@@ -87,47 +78,17 @@ class Reconciler:
 
     def take(self, message: Event | Snapshot) -> None:
         """Learn from the store. Nothing is done before `run`."""
+        self._known.take(message)
         if isinstance(message, Snapshot):
-            self._take_list(message)
-        elif message.lease.subnet != self._own:
-            if message.kind == "added":
-                self._learn(message.lease)
-            else:
-                self._forget(message.lease.subnet)
+            self.compare_soon(0)
 
     def lost_own_key(self) -> None:
         """Our own key vanished from the store: it may have lost the others' keys too."""
-        self._own_key_lost = True
+        self._known.lost_own_key()
 
-    def _take_list(self, snapshot: Snapshot) -> None:
-        peers = {lease.subnet: lease for lease in snapshot.leases if lease.subnet != self._own}
-        own_listed = len(peers) < len(snapshot.leases)
-        for lease in peers.values():
-            self._learn(lease)
-        if not snapshot.complete:
-            log.warning(f"the store's list is incomplete: {len(peers)} leases taken from it, none removed for it")
-            return
-        absent = self._leases.keys() - peers.keys()
-        suspect = (not peers and self._knows_peers()) or (bool(absent) and (self._own_key_lost or not own_listed))
-        self._own_key_lost = False
-        self._listed = True
-        if suspect and not self._grace_until:
-            self._grace_until = self._clock() + self._grace
-            log.error(
-                f"the store's list holds {len(peers)} other nodes, where {max(len(absent), 1)} more were known: "
-                f"taken for a store that lost its content. Nothing is removed for {self._grace:.0f} s, "
-                "but what the store tells by name"
-            )
-        if self._grace_until:
-            self._absent = set(absent)
-        else:
-            for subnet in absent:
-                self._forget(subnet)
-        self.compare_soon(0)
-
-    def _knows_peers(self) -> bool:
-        """Whether peers were known: in this run, or by what an earlier run left in the kernel."""
-        if self._leases or self._recorded.routes:
+    def _leftovers(self) -> bool:
+        """Whether an earlier run left peers in the kernel."""
+        if self._recorded.routes:
             return True
         if self._facts.tunnel is None:
             self._refresh_devices()  # the first list may come before the first comparison
@@ -137,18 +98,6 @@ class Reconciler:
             self._backend.is_ours(seen, self._facts) and seen.route not in own
             for seen in rtnl.dump_routes(self._netlink)
         )
-
-    def _learn(self, lease: Lease) -> None:
-        self._absent.discard(lease.subnet)
-        known = self._leases.get(lease.subnet)
-        self._leases[lease.subnet] = lease
-        if known is None or known.attrs != lease.attrs:
-            self._dirty.add(lease.subnet)
-
-    def _forget(self, subnet: IPv4Network) -> None:
-        self._absent.discard(subnet)
-        if self._leases.pop(subnet, None) is not None:
-            self._dirty.add(subnet)
 
     def compare_soon(self, delay: float = _SETTLE) -> None:
         """Ask for a full comparison, a moment from now so that what comes in a burst is met once."""
@@ -187,7 +136,7 @@ class Reconciler:
         else:
             spoiled = isinstance(entry, Neigh) or entry in wanted
         if spoiled:
-            self._dirty.add(subnet)
+            self._known.dirty.add(subnet)
 
     def _notice_route(self, kind: int, seen: SeenRoute) -> None:
         route = seen.route
@@ -195,7 +144,7 @@ class Reconciler:
         for one in self._applied.get(subnet, NOTHING).routes if subnet else ():
             if subnet and (one.dst, one.length, one.metric) == (route.dst, route.length, route.metric):
                 if (kind == rtnl.DELROUTE) == (route == one):
-                    self._dirty.add(subnet)
+                    self._known.dirty.add(subnet)
                 return
         underlay = IPv4Address(route.dst) not in self._network and (self._backend.asks_routes or self._failing)
         if underlay or (kind == rtnl.DELROUTE and route in self._own_routes):
@@ -226,35 +175,29 @@ class Reconciler:
 
     def next_run(self) -> float:
         """When `run` has something to do, on this reconciler's clock."""
-        if self._dirty:
+        if self._known.dirty:
             return 0.0
-        return min(self._full_at, self._retry_at, self._grace_until or _NEVER)
+        grace_until = self._known.grace_until
+        return min(self._full_at, self._retry_at, _NEVER if grace_until is None else grace_until)
 
     def run(self) -> None:
         """Do what is due."""
         now = self._clock()
-        if self._grace_until and now >= self._grace_until:
-            self._end_grace()
+        if self._known.end_grace(now):
+            self.compare_soon(0)
         if now >= self._retry_at:
             self._retry_at = _NEVER
-            self._dirty.update(self._failing)
+            self._known.dirty.update(self._failing)
         if self._clock() >= self._full_at:
             self._compare_all()
-        elif self._dirty:
+        elif self._known.dirty:
             self._compare_dirty()
 
-    def _end_grace(self) -> None:
-        log.error(f"{len(self._absent)} nodes did not come back within {self._grace:.0f} s; removing what they had")
-        self._grace_until = 0.0
-        for subnet in tuple(self._absent):
-            self._forget(subnet)
-        self.compare_soon(0)
-
     def _compare_dirty(self) -> None:
-        dirty, self._dirty = self._dirty, set()
+        dirty, self._known.dirty = self._known.dirty, set()
         if self._backend.asks_routes:
             self._ask_routes(dirty)
-        changes = _Changes()
+        changes = Changes()
         for subnet in dirty:
             wanted, applied = self._wants(subnet), self._applied.get(subnet, NOTHING)
             for route in applied.routes:
@@ -272,23 +215,23 @@ class Reconciler:
                 if not replaced and self._by_mac.get(entry.mac) == subnet:
                     changes.remove_entries[entry] = subnet
             self._note_applied(subnet, wanted)
-        self._backend.update(self._leases)
+        self._backend.update(self._known.leases)
         self._apply(changes)
 
     def _compare_all(self) -> None:
         self._full_at = self._clock() + SLOW
-        self._dirty.clear()
+        self._known.dirty.clear()
         if not self._refresh_devices():
             self._full_at = min(self._full_at, self._clock() + _RETRY_FIRST)
             return
         if self._backend.asks_routes:
             self._facts.direct.clear()
-            self._ask_routes(self._leases)
+            self._ask_routes(self._known.leases)
         self._applied.clear()
         self._by_base.clear()
         self._by_mac.clear()
-        everything = _Changes()
-        for subnet in self._leases:
+        everything = Changes()
+        for subnet in self._known.leases:
             wanted = self._wants(subnet)
             everything.want(subnet, wanted)
             self._note_applied(subnet, wanted)
@@ -299,8 +242,8 @@ class Reconciler:
         self._own_routes = own
         for route in own:
             everything.routes[route] = self._own
-        may_remove = self._listed and not self._grace_until
-        changes = _Changes()
+        may_remove = self._known.may_remove
+        changes = Changes()
         try:
             self._compare_routes(everything, changes, may_remove)
             self._compare_entries(everything, changes, may_remove)
@@ -308,7 +251,7 @@ class Reconciler:
             log.error(f"cannot read the kernel's state: {error}")
             self._full_at = min(self._full_at, self._clock() + _RETRY_FIRST)
             return
-        self._backend.update(self._leases)
+        self._backend.update(self._known.leases)
         self._apply(changes)
 
     def _refresh_devices(self) -> bool:
@@ -339,7 +282,7 @@ class Reconciler:
     def _ask_routes(self, subnets: Iterable[IPv4Network]) -> None:
         """Ask the kernel which peers it reaches without a gateway."""
         for subnet in subnets:
-            lease = self._leases.get(subnet)
+            lease = self._known.leases.get(subnet)
             if lease is None:
                 continue
             peer = lease.attrs.public_ip
@@ -353,7 +296,7 @@ class Reconciler:
                 self._facts.direct.pop(peer, None)
 
     def _wants(self, subnet: IPv4Network) -> Wants:
-        lease = self._leases.get(subnet)
+        lease = self._known.leases.get(subnet)
         if lease is None:
             return NOTHING
         try:
@@ -370,7 +313,7 @@ class Reconciler:
             if self._by_mac.get(entry.mac) == subnet:
                 del self._by_mac[entry.mac]
         base = int(subnet.network_address)
-        if subnet not in self._leases:
+        if subnet not in self._known.leases:
             self._applied.pop(subnet, None)
             if self._by_base.get(base) == subnet:
                 del self._by_base[base]
@@ -380,7 +323,7 @@ class Reconciler:
         for entry in wanted.fdb:
             self._by_mac[entry.mac] = subnet
 
-    def _compare_routes(self, everything: _Changes, changes: _Changes, may_remove: bool) -> None:
+    def _compare_routes(self, everything: Changes, changes: Changes, may_remove: bool) -> None:
         wanted = {(route.dst, route.length, route.metric): route for route in everything.routes}
         there: set[Route] = set()
         names: dict[int, str] = {}
@@ -424,7 +367,7 @@ class Reconciler:
             found.add(OffDevice(rtnl.network_of(route), IPv4Address(route.gateway), names[route.oif]))
         return found
 
-    def _compare_entries(self, everything: _Changes, changes: _Changes, may_remove: bool) -> None:
+    def _compare_entries(self, everything: Changes, changes: Changes, may_remove: bool) -> None:
         tunnel = self._facts.tunnel
         if tunnel is None or tunnel.vxlan is None:
             return
@@ -443,7 +386,7 @@ class Reconciler:
             if entry not in there:
                 changes.entries[entry] = subnet
 
-    def _apply(self, changes: _Changes) -> None:
+    def _apply(self, changes: Changes) -> None:
         """Send the changes in one batch, and keep for another try what the kernel refused."""
         self._recorded.add(self._off_device(changes.routes))
         requests, owners, removals = changes.messages()
@@ -472,7 +415,7 @@ class Reconciler:
             if self._failing.pop(subnet, None):
                 log.info(f"the lease of {subnet} is programmed now")
             return
-        lease = self._leases.get(subnet)
+        lease = self._known.leases.get(subnet)
         where = f" by {lease.attrs.public_ip}" if lease else ""
         text = f"cannot reach {subnet}{where}: {failure}; trying again"
         if self._failing.get(subnet) != text:
@@ -480,39 +423,6 @@ class Reconciler:
         self._failing[subnet] = text
         if subnet == self._own:
             self.compare_soon(_RETRY_FIRST)
-
-
-class _Changes:
-    """What is to be made and removed, each with the lease it is for."""
-
-    def __init__(self) -> None:
-        self.remove_routes: dict[Route, IPv4Network] = {}
-        self.remove_entries: dict[Neigh | Fdb, IPv4Network] = {}
-        self.entries: dict[Neigh | Fdb, IPv4Network] = {}
-        self.routes: dict[Route, IPv4Network] = {}
-        # What a route of ours takes the place of.
-        self.superseded: list[tuple[Route, IPv4Network]] = []
-
-    def want(self, subnet: IPv4Network, wanted: Wants) -> None:
-        for neighbour in wanted.neighbours:
-            self.entries[neighbour] = subnet
-        for entry in wanted.fdb:
-            self.entries[entry] = subnet
-        for route in wanted.routes:
-            self.routes[route] = subnet
-
-    def messages(self) -> tuple[list[Message], list[IPv4Network], range]:
-        """The batch: routes go first; then neighbours, FDB entries and at last routes come, so that no packet of ours
-        finds a route whose neighbour is not there yet. With it whose each message is, and which ones remove."""
-        removals = [rtnl.delete_route(route) for route in self.remove_routes]
-        removals += [rtnl.delete_entry(entry) for entry in self.remove_entries]
-        owners = [*self.remove_routes.values(), *self.remove_entries.values()]
-        made = sorted(self.entries.items(), key=lambda item: isinstance(item[0], Fdb))
-        requests = removals + [rtnl.set_entry(entry) for entry, _ in made]
-        owners += [subnet for _, subnet in made]
-        requests += [rtnl.set_route(route) for route in self.routes]
-        owners += self.routes.values()
-        return requests, owners, range(len(removals))
 
 
 def _shape(link: Link) -> tuple[object, ...]:
