@@ -263,6 +263,52 @@ def test_state_stays_after_a_clean_end(node: Node) -> None:
     assert "FLANNEL-POSTRTG" in node.run("iptables", "-t", "nat", "-S")
 
 
+ECHO = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from ipaddress import IPv4Address, IPv4Network
+from flannel.backends.vxlan import VxlanBackend
+from flannel.interface import Wanted, choose
+from flannel.kernel.monitor import Monitor
+from flannel.kernel.netlink import Netlink
+from flannel.lease import Lease, LeaseAttrs
+from flannel.netconf import parse
+from flannel.reconcile import Reconciler
+from flannel.state import Recorded
+from flannel.stores.base import Event, Snapshot
+
+def peer(number, mac=0):
+    data = {"VtepMAC": "02:00:00:00:%02x:%02x" % (mac, number)}
+    attrs = LeaseAttrs(IPv4Address("192.168.50.%d" % number), "vxlan", data)
+    return Lease(IPv4Network("10.244.%d.0/24" % number), attrs)
+
+netlink, conf = Netlink(), parse('{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}')
+external = choose(netlink, Wanted())
+backend = VxlanBackend(conf, external)
+own = Lease(IPv4Network("10.244.1.0/24"), backend.prepare(netlink, Recorded()))
+backend.start(netlink, own)
+reconciler = Reconciler(netlink, backend, external, conf.network, own.subnet, Recorded())
+reconciler.run()
+monitor = Monitor()
+
+def echo_of(*messages):
+    for message in messages:
+        reconciler.take(message)
+    reconciler.run()
+    changes, lost = monitor.read(100000)
+    reconciler.notice(changes, lost)
+    assert reconciler.next_run() > time.monotonic() + 5, "the echo asks for work"
+    return len(changes)
+
+assert echo_of(Snapshot((own, *(peer(number) for number in range(2, 200))))) >= 3 * 198
+assert echo_of(Event("added", peer(2, mac=7)), Event("removed", peer(3))) >= 6
+"""
+
+
+def test_the_echo_of_its_own_writes_asks_for_nothing(node: Node) -> None:
+    node.run("/usr/bin/python3", "-ISc", ECHO, str(Path(__file__).parents[2]))
+
+
 def test_nothing_happens_while_nothing_changes(node: Node) -> None:
     daemon = node.start("--ip-masq", "--iptables-resync=3600")
     daemon.list(*(peer(number) for number in range(2, 9)))
