@@ -9,9 +9,13 @@ import tarfile
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import util
 from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
+from py_compile import PycInvalidationMode
+from py_compile import compile as compile_file
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from testbed.data import folder
@@ -184,6 +188,24 @@ class _Archive:
         return self.buffer.getvalue()
 
 
+@cache
+def bundled_library() -> dict[str, bytes]:
+    """The bundled flannel's modules by file name, compiled as well: a node's plugin starts anew for each pod."""
+    source = folder("flannel")
+    files = {}
+    with TemporaryDirectory(prefix="testbed-") as scratch:
+        compiled = Path(scratch) / "pyc"
+        for path in sorted(source.rglob("*.py")):
+            name = path.relative_to(source)
+            files[str(name)] = path.read_bytes()
+            shown = f"{LIBRARY}/flannel/{name}"
+            # Unchecked: nothing changes these files on a node.
+            unchecked = PycInvalidationMode.UNCHECKED_HASH
+            if compile_file(str(path), str(compiled), shown, quiet=2, invalidation_mode=unchecked):
+                files[str(name.parent / util.cache_from_source(name.name))] = compiled.read_bytes()
+    return files
+
+
 def bundled_launchers() -> dict[str, str]:
     """The texts of the bundled flanneld and CNI plugin as a node runs them."""
     path = folder("flannel") / "launcher.py"
@@ -199,9 +221,8 @@ def bundled_launchers() -> dict[str, str]:
 def node_files(flannel: FlannelSpec, flanneld: Path | None, plugin: Path | None) -> bytes:
     """Everything that a node gets before flanneld starts, as a tar archive."""
     archive = _Archive()
-    source = folder("flannel")
-    for path in sorted(source.rglob("*.py")):
-        archive.add(f"{LIBRARY}/flannel/{path.relative_to(source)}", path.read_bytes())
+    for name, content in bundled_library().items():
+        archive.add(f"{LIBRARY}/flannel/{name}", content)
     for target, name, given in ((FLANNELD, "flanneld", flanneld), ("/opt/cni/bin/flannel", "flannel", plugin)):
         archive.add(target, _executable(given) if given else bundled_launchers()[name], 0o755)
     archive.add(podlib.SERVER, podlib.server_program())
