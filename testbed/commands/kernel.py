@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from testbed.console import Ticks
-from testbed.errors import LabError
+from testbed.errors import Exit, LabError
 from testbed.guest.build import build as build_kernel
 from testbed.guest.build import describe
 from testbed.guest.kernels import obtain_kernel, ready_kernel
+
+if TYPE_CHECKING:
+    from testbed.guest.check import Checked
 
 
 @click.group()
@@ -38,6 +43,51 @@ def path(as_json: bool) -> None:
         click.echo(json.dumps({"schema": 1, **facts}, indent=2))
     else:
         click.echo(found.path)
+
+
+@kernel.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+def check(as_json: bool) -> int:
+    """Try in the guest all that backends and checks need, as root and as an ordinary user.
+
+    Exits 0 if everything that could be tried works, 2 if not.
+    """
+    from testbed.guest.check import check as check_kernel
+
+    progress = Ticks()
+    found = obtain_kernel(progress)
+    with progress.step(f"Trying everything in the guest kernel {found.version}"):
+        checked = check_kernel(found)
+    if as_json:
+        table = [asdict(row) for row in checked.rows]
+        facts = {"path": str(found.path), "version": found.version, "release": checked.release, "way": found.way}
+        click.echo(json.dumps({"schema": 1, "kernel": facts, "features": table, "works": checked.ok}, indent=2))
+    else:
+        _print(checked)
+    return int(Exit.HELD if checked.ok else Exit.LAB)
+
+
+def _print(checked: Checked) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    def cell(outcome: str | None) -> str:
+        if outcome is None:
+            return "[dim]not tried[/dim]"
+        return "[red]no[/red]" if outcome else "[green]works[/green]"
+
+    table = Table("feature", "needed by", "as root", "as a user")
+    for row in checked.rows:
+        table.add_row(row.feature, row.needed_by, cell(row.root), cell(row.user))
+    console = Console(highlight=False)
+    console.print(f"guest kernel {checked.release}, {checked.kernel.built or checked.kernel.path}", markup=False)
+    console.print(table)
+    for row in checked.rows:
+        for detail in dict.fromkeys(filter(None, (row.root, row.user))):
+            console.print(f"{row.feature}: {detail}", markup=False)
+    untried = [row.feature for row in checked.rows if not row.tried]
+    if untried:
+        console.print(f"not tried, for want of a tool on this machine: {', '.join(untried)}", markup=False)
 
 
 @kernel.command(context_settings={"ignore_unknown_options": True})

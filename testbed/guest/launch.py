@@ -181,7 +181,7 @@ def die_with(parent: int) -> None:
 
 def namespaces() -> bool:
     """Make the namespaces that the guest's processes live in; False where this user may not."""
-    flags = NEWNS | NEWPID | NEWNET | NEWIPC
+    flags = NEWNS | NEWNET | NEWIPC
     if not os.getuid():
         return bool(libc.unshare(flags) == 0)
     uid, gid = os.getuid(), os.getgid()
@@ -260,6 +260,7 @@ def complain(error: OSError) -> int:
 def in_namespaces(plan: dict[str, Any]) -> int:
     """Run the guest where nothing of it can stay."""
     make_view(plan)
+    check(libc.unshare(NEWPID) == 0, "a PID namespace")  # last: the next child is its first process
     alive, living = os.pipe()
     first = os.fork()
     if not first:

@@ -172,17 +172,19 @@ def run(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     memory: int = MEMORY,
+    out: int = 1,
 ) -> int:
     """Run a command in a guest and return its exit code (128 and more: the signal that it died of).
 
     It sees the host's files, and its changes to them end with the guest, but for those in the `writable` folders,
-    which exist.  It runs as the guest's root.  Output comes as it is made; signals to this process go to the command.
+    which exist.  It runs as the guest's root.  Output comes as it is made, its standard
+    output on the descriptor `out`; signals to this process go to the command.
     Raises LabError where the guest cannot be started, or dies before its command ends.
     """
     cwd = (cwd or Path.cwd()).resolve()
     folder = Path(tempfile.mkdtemp(prefix="testbed-guest-")).resolve()
     try:
-        return _run_in(folder, argv, kernel, [path.resolve() for path in writable], env, cwd, memory)
+        return _run_in(folder, argv, kernel, [path.resolve() for path in writable], env, cwd, memory, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -208,6 +210,7 @@ def _run_in(
     env: Mapping[str, str] | None,
     cwd: Path,
     memory: int,
+    target: int,
 ) -> int:
     shared = folder / "guest"
     folders = [str(path) for path in (shared, *writable)]
@@ -218,14 +221,14 @@ def _run_in(
             "env": dict(os.environ if env is None else env),
             "cwd": str(cwd),
             "writable": folders,
-            "terminal": _terminal(),
+            "terminal": _terminal() if target == 1 else None,
             "status": str(shared / "status"),
             "overlay_bytes": memory // OVERLAY_SHARE,
             "modules": _modules(kernel),
         },
     )
     relay = _Relay()
-    out, err, console = relay.channel(1), relay.channel(2), relay.channel(None)
+    out, err, console = relay.channel(target), relay.channel(2), relay.channel(None)
     listening, control = os.pipe()
     program = os.open(kernel, os.O_RDONLY | os.O_CLOEXEC)
     first = ["init=" + interpreter(), "--", "-I", "-S", str(shared / "inside.py"), str(shared / "plan.json")]
