@@ -62,7 +62,10 @@ class KnownLeases:
         """Forget who did not come back, if the grace period is over; whether it was."""
         if self._grace_until is None or now < self._grace_until:
             return False
-        log.error(f"{len(self._absent)} nodes did not come back within {self._grace:.0f} s; removing what they had")
+        if self._absent:
+            log.error(f"{len(self._absent)} nodes did not come back within {self._grace:.0f} s; removing what they had")
+        else:
+            log.info("every node that was known came back; removing what none of them wants")
         self._grace_until = None
         for subnet in tuple(self._absent):
             self._forget(subnet)
