@@ -40,7 +40,8 @@ def _as_json(found: Diagnosis) -> dict[str, object]:
 def _state(finding: Finding) -> str:
     if finding.ok:
         return "[green]ok[/green]"
-    return "[red]missing[/red]" if finding.needed_by else "[yellow]missing, optional[/yellow]"
+    word = {"limit": "too low", "policy": "in the way"}.get(finding.kind, "missing")
+    return f"[red]{word}[/red]" if finding.needed_by else f"[yellow]{word}, optional[/yellow]"
 
 
 def _text(finding: Finding) -> str:
