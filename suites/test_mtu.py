@@ -31,17 +31,15 @@ def test_largest_packet_passes_and_one_byte_more_does_not(path: Path, facts: Fac
     assert fits.lost == 0, fits.output
     over = ping(path.source, path.address, size=mtu - ICMP_HEADERS + 1, dont_fragment=True, wait=1)
     assert over.received == 0, over.output
-    assert (over.errors, over.mtu) == (1, mtu), over.output
+    assert (over.errors, over.local_mtu) == (1, mtu), over.output
 
 
 @check("MTU-03", encapsulated=True)
-def test_largest_packet_fills_the_underlay_unfragmented(
-    path: Path, cluster: Cluster, facts: Facts, window: Window
-) -> None:
+def test_largest_packet_fills_the_underlay_unfragmented(path: Path, cluster: Cluster, window: Window) -> None:
     """At FLANNEL_MTU the outer frame has exactly the underlay's size; nothing is fragmented. Source: talos#13457."""
     machines = [cluster.lab.node(machine.name) for machine in cluster.lab.spec.nodes]
     before = {machine.name: counters(machine, "IpFragCreates") for machine in machines}
-    nonce, mtu = Nonce.new(), facts.mtu(path.source_node.name)
+    nonce, mtu = Nonce.new(), int(cluster.subnet_env(path.source_node.name)["FLANNEL_MTU"])
     answer = ping(path.source, path.address, nonce=nonce, size=mtu - ICMP_HEADERS, count=2, dont_fragment=True)
     assert answer.lost == 0, answer.output
     for nic, node in ((path.source_nic, path.source_node), (path.target_nic, path.target_node)):

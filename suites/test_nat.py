@@ -91,7 +91,9 @@ def test_packets_to_the_outside_have_the_node_s_address(path: Path, cluster: Clu
         assert answer.lost == 0, answer.output
         added = masquerade_rule(cluster, node).packets - before
         assert added == flow, f"the rule counted {added} packets for {flow} flows"
-    tracked = connections(node, "icmp", path.source.address, path.address)
+    ids = {p.icmp.id for p in window.packets(f"{path.source.name}:eth0", nonce, at_least=8) if p.icmp}
+    tracked = [c for c in connections(node, "icmp", path.source.address, path.address) if c.original.id in ids]
+    assert len(tracked) == len(ids) == 2, f"{len(tracked)} connections tracked for {len(ids)} flows"
     assert {c.reply.dst for c in tracked} == {node.spec.ip}, f"{tracked}"
     seen = window.packets(path.source_nic, nonce, at_least=8)
     assert {frozenset({p.ip.src, p.ip.dst}) for p in seen if p.ip} == {frozenset({node.spec.ip, path.address})}

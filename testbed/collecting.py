@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,9 +84,10 @@ def select(session: pytest.Session, config: pytest.Config, items: list[pytest.It
             continue
         row = row_of(item)
         found.add(row.id)
-        rename(item, row.id)
         spec = getattr(item, "callspec", None)
-        without_path = spec is not None and "path" in spec.params and not isinstance(spec.params["path"], checks.PathSpec)
+        without_path = (
+            spec is not None and "path" in spec.params and not isinstance(spec.params["path"], checks.PathSpec)
+        )
         (dropped if run.options.backend not in row.backends or without_path else kept).append(item)
     if whole_suites(config):
         kept += [
@@ -100,12 +102,18 @@ def select(session: pytest.Session, config: pytest.Config, items: list[pytest.It
     items[:] = kept
 
 
-def rename(item: pytest.Item, row: str) -> None:
-    """Call an item by its row, `VXE-01[vxlan-XS-…]`, in the report, in `-k` and in its node id."""
-    _, bracket, path = item.name.partition("[")
-    item.name = f"{row}{bracket}{path}"
-    assert item.parent is not None
-    item._nodeid = f"{item.parent.nodeid}::{item.name}"  # noqa: SLF001 (pytest has no public way)
+def named_by_row(collector: pytest.Module, function: Any) -> list[pytest.Item] | None:
+    """The items of a check, called by their row in the report, in `-k` and in node ids: `VXE-01[vxlan-XS-…]`.
+
+    None for a function that is no check.
+    """
+    marks = [mark for mark in getattr(function, "pytestmark", ()) if mark.name == "check"]
+    if not marks:
+        return None
+    row = marks[0].args[0]
+    setattr(collector.obj, row, function)  # pytest looks functions up by the name of their item
+    items: list[pytest.Item] = list(collector._genfunctions(row, function))
+    return items
 
 
 def unwritten(session: pytest.Session, row: checks.Row) -> pytest.Item:

@@ -144,9 +144,7 @@ def _open_report(config: pytest.Config, run: Run) -> None:
             "mtu": run.lab.mtu,
             "rules": options.rules,
             "store": options.store,
-            "implementations": {
-                n.name: str(options.implementation(n.name) or "bundled") for n in run.lab.cluster_nodes
-            },
+            "implementations": {node: str(options.implementation(node) or "bundled") for node in nodes},
         }
     )
     run.whole = not (config.getoption("keyword") or config.getoption("markexpr")) and collecting.whole_suites(config)
@@ -166,6 +164,14 @@ def pytest_configure_node(node: Any) -> None:
         node.workerinput["testbed_staging"] = str(run.staging)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(collector: Any, obj: object) -> list[pytest.Item] | None:
+    """Name the checks by their rows."""
+    if collector.config.stash.get(RUN, None) is None or not isinstance(collector, pytest.Module):
+        return None
+    return collecting.named_by_row(collector, obj)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a check once for each path of its row."""
     run = metafunc.config.stash.get(RUN, None)
@@ -175,7 +181,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Name the checks by their rows, and leave out those that are about other backends."""
+    """Leave out the checks that are about other backends, and show the rows that nothing checks."""
     marked = [item for item in items if item.get_closest_marker("check")]
     run = config.stash.get(RUN, None)
     if run is None:

@@ -43,13 +43,18 @@ class Nonce:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """How a ping ended. `mtu` is the one an error named, 0 without; `errors` counts error messages."""
+    """How a ping ended.
+
+    `local_mtu` is what the sender's own kernel refused a packet with, `path_mtu` what a router on the way said; 0
+    where none did. `errors` counts error messages of either sort.
+    """
 
     sent: int
     received: int
     ttls: tuple[int, ...]
     errors: int
-    mtu: int
+    local_mtu: int
+    path_mtu: int
     seconds: float
     output: str
 
@@ -61,7 +66,8 @@ class Ping:
 
 _SUMMARY = re.compile(r"(\d+) packets transmitted, (\d+) received(?:, \+(\d+) errors)?")
 _TTL = re.compile(r"\bttl=(\d+)")
-_MTU = re.compile(r"message too long, mtu[=:]\s?(\d+)|Frag(?:mentation)? needed.*mtu\s?=\s?(\d+)")
+_LOCAL_MTU = re.compile(r"local error: message too long, mtu[=:]\s?(\d+)")
+_PATH_MTU = re.compile(r"Frag needed and DF set \(mtu = (\d+)\)")
 
 
 def ping(
@@ -91,17 +97,18 @@ def ping(
 def parse_ping(text: str, where: str, seconds: float = 0.0) -> Ping:
     """Read what iputils' ping prints. Raises LabError where there is no summary."""
     if "ping: connect: " in text:  # the kernel has no route, so nothing was sent
-        return Ping(0, 0, (), 1, 0, seconds, text)
+        return Ping(0, 0, (), 1, 0, 0, seconds, text)
     summary = _SUMMARY.search(text)
     if summary is None:
         raise LabError(f"ping did not run: {text.strip()[-300:]}", where=where)
-    mtu = _MTU.search(text)
+    local_mtu, path_mtu = _LOCAL_MTU.search(text), _PATH_MTU.search(text)
     return Ping(
         sent=int(summary[1]),
         received=int(summary[2]),
         ttls=tuple(int(ttl) for ttl in _TTL.findall(text)),
         errors=int(summary[3] or 0),
-        mtu=int(next(group for group in mtu.groups() if group)) if mtu else 0,
+        local_mtu=int(local_mtu[1]) if local_mtu else 0,
+        path_mtu=int(path_mtu[1]) if path_mtu else 0,
         seconds=seconds,
         output=text,
     )

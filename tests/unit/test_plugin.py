@@ -1,0 +1,292 @@
+"""The pytest plugin, run as its users run it, on suites that need no lab."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as Xml
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CONFIGURATION = Path(__file__).parents[2] / "testbed" / "pytest.ini"
+
+HEAD = """
+import pytest
+from testbed.checks import check, inconclusive
+from testbed.errors import InputError, LabError
+from testbed.nodes.deploy import ProductError
+"""
+
+ONE_OF_EACH = """
+@check("LSE-01")
+def test_holds(): pass
+
+@check("LSE-02")
+def test_fails(): assert 1 == 2, "one is not two"
+
+@check("LSE-03")
+def test_cannot_tell(): inconclusive("no control")
+
+@check("LSE-05")
+def test_lab(): raise LabError("the cable is out", where="leaf1", hint="plug it in")
+
+@check("POD-01")
+def test_skips(): pytest.skip("not here")
+
+@check("POD-05")
+def test_breaks(): raise KeyError("oops")
+
+@check("POD-06")
+def test_product(): raise ProductError("flanneld died")
+
+@check("DR-01")
+def test_about_another_backend(): assert False
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    output: str
+    report: Path
+
+    @property
+    def checks(self) -> dict[str, Any]:
+        return {c["id"]: c for c in json.loads((self.report / "checks.json").read_text())["checks"]}
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        return {identity: c["verdict"] for identity, c in self.checks.items()}
+
+    @property
+    def run(self) -> Mapping[str, Any]:
+        run: Mapping[str, Any] = json.loads((self.report / "checks.json").read_text())["run"]
+        return run
+
+
+Runner = Callable[..., Ended]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Runner:
+    def run_suite(code: str, *options: str, backend: str | None = "vxlan", file: str = "", **env: str) -> Ended:
+        folder = tmp_path / "suites"
+        folder.mkdir(exist_ok=True)
+        (folder / "test_some.py").write_text(HEAD + code)
+        report = tmp_path / "reports" / "run"
+        # One file of a folder is asked for, so that the rows that this suite leaves out do not show as skipped.
+        argv = [sys.executable, "-m", "pytest", "-c", str(CONFIGURATION), "--rootdir", str(tmp_path)]
+        argv += [f"--backend={backend}"] if backend else []
+        argv += [f"--reports={report}", *options, str(folder / (file or "test_some.py"))]
+        environment = {k: v for k, v in os.environ.items() if k not in ("CI", "COLUMNS")} | env
+        done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120)
+        return Ended(done.returncode, done.stdout + done.stderr, report)
+
+    return run_suite
+
+
+def test_verdicts_by_fault(run: Runner) -> None:
+    ended = run(ONE_OF_EACH)
+    assert ended.verdicts == {
+        "LSE-01": "held",
+        "LSE-02": "failed",
+        "LSE-03": "inconclusive",
+        "LSE-05": "lab_error",
+        "POD-01": "skipped",
+        "POD-05": "lab_error",
+        "POD-06": "failed",
+    }
+    assert ended.code == ended.run["exit"] == 2
+    assert "one is not two" in ended.checks["LSE-02"]["reason"]
+    assert ended.checks["LSE-05"]["reason"] == "leaf1: the cable is out\n  hint: plug it in"
+    assert ended.checks["POD-05"]["reason"].startswith("the check itself broke: KeyError")
+    assert (ended.run["backend"], ended.run["topology"], ended.run["mtu"]) == ("vxlan", "racks", 9150)
+    assert ended.run["implementations"]["worker3"] == "bundled"
+    assert "one is not two" in ended.output
+    assert "Traceback" not in ended.output
+    artefact = ended.report / ended.checks["LSE-02"]["artefacts"][0]
+    assert "one is not two" in artefact.read_text()
+    assert not (ended.report / "failures" / "LSE-01").exists()
+    suite = Xml.parse(ended.report / "junit.xml").getroot()[0]
+    assert [suite.get(k) for k in ("tests", "failures", "errors", "skipped")] == ["7", "3", "2", "1"]
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code"),
+    [
+        ("@check('LSE-01')\ndef test_a(): pass", 0),
+        ("@check('LSE-01')\ndef test_a(): assert False", 1),
+        ("@check('LSE-01')\ndef test_a(): inconclusive('x')", 1),
+        ("@check('LSE-01')\ndef test_a(): raise LabError('x')", 2),
+        ("@check('LSE-01')\ndef test_a(): raise InputError('x')", 3),
+        ("@check('LSE-01')\ndef test_a(): pytest.skip('x')", 5),
+        ("@check('DR-01')\ndef test_a(): pass", 5),
+        ("this is no python", 2),
+        ("@check('XYZ-99')\ndef test_a(): pass", 2),
+        ("@check('LSE-01')\ndef test_a(): raise KeyboardInterrupt", 130),
+    ],
+)
+def test_exit_codes(run: Runner, code: str, exit_code: int) -> None:
+    ended = run(code)
+    assert ended.code == exit_code, ended.output
+    assert ended.run["exit"] == exit_code
+
+
+def test_what_ran_before_an_interrupt_is_reported(run: Runner) -> None:
+    ended = run("@check('LSE-01')\ndef test_a(): pass\n@check('LSE-02')\ndef test_b(): raise KeyboardInterrupt")
+    assert ended.code == 130
+    assert ended.verdicts == {"LSE-01": "held"}
+
+
+def test_a_failure_in_the_clean_up_counts(run: Runner) -> None:
+    code = """
+@pytest.fixture
+def late():
+    yield
+    inconclusive("packets were dropped")
+
+@check("LSE-01")
+def test_a(late): pass
+"""
+    ended = run(code)
+    assert (ended.code, ended.verdicts) == (1, {"LSE-01": "inconclusive"})
+    assert len(json.loads((ended.report / "checks.json").read_text())["checks"]) == 1
+
+
+PATHS = """
+@check("VXE-01", encapsulated=True)
+def test_a(path): pass
+"""
+
+
+def test_names_and_paths(run: Runner) -> None:
+    lines = run(PATHS, "--collect-only", "-q").output.splitlines()
+    assert [line.partition("::")[2] for line in lines if "::" in line] == [
+        "VXE-01[vxlan-SS-worker1/client->worker2/testapp]",
+        "VXE-01[vxlan-XS-worker1/client->worker3/testapp]",
+    ]
+    direct = run(PATHS, "--collect-only", "-q", backend="vxlan-direct").output
+    assert "VXE-01[vxlan_direct-XS-worker1/client->worker3/testapp]" in direct
+    assert "SS" not in direct
+    flat = run(PATHS.replace("raise", ""), "--topology=flat", "-k", "XS")
+    assert flat.verdicts == {"VXE-01": "skipped"}
+    assert flat.checks["VXE-01"]["reason"] == "flat has no two nodes in different subnets"
+
+
+def test_rows_are_chosen_by_their_id(run: Runner) -> None:
+    assert run(ONE_OF_EACH, "-k", "LSE-01").verdicts == {"LSE-01": "held"}
+    assert run(ONE_OF_EACH, "-k", "LSE-99").code == 5
+
+
+def test_smoke_rows_that_nothing_checks_show_as_skipped(run: Runner) -> None:
+    ended = run("@check('LSE-01')\ndef test_a(): pass", file=".")
+    assert ended.verdicts["LSE-01"] == "held"
+    assert ended.verdicts["LSE-04"] == "skipped"
+    assert "Kubernetes" in ended.checks["LSE-04"]["reason"]
+    assert "IPIP-01" not in ended.verdicts
+    assert ended.code == 0
+    assert "not as expected: VXD: 0 checks ran where 4 are expected" in ended.output
+    strict = run("@check('LSE-01')\ndef test_a(): pass", file=".", CI="true")
+    assert strict.code == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--lab=clab", "--rules=nftables", "--set=x", "--flanneld=/nowhere/it"], ["clab", "nftables", "K", "nowhere"]),
+        (["--lab=moon"], ["'moon' is not known"]),
+        (["--kernel=guest"], ["does not work yet"]),
+        (["--topology=moon"], ["moon"]),
+        (["--net-conf=VNI=twelve"], ["VNI"]),
+        (["--flanneld=worker9=/bin/true"], ["worker9", "worker1"]),
+        (["--manifest=/nowhere.yml"], ["/nowhere.yml"]),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_made(run: Runner, options: list[str], words: list[str]) -> None:
+    ended = run("@check('LSE-01')\ndef test_a(): pass", *options)
+    assert ended.code == 3, ended.output
+    assert all(word in ended.output for word in words), ended.output
+    assert "Traceback" not in ended.output
+    assert not ended.report.exists()
+
+
+def test_the_suites_want_a_backend(run: Runner) -> None:
+    ended = run("@check('LSE-01')\ndef test_a(): pass", backend=None)
+    assert ended.code == 3
+    assert "--backend vxlan" in ended.output
+    unknown = run("@check('LSE-01')\ndef test_a(): pass", backend="vxlam")
+    assert unknown.code == 3
+    assert "vxlan_direct" in unknown.output
+
+
+def test_plain_tests_are_left_alone(run: Runner) -> None:
+    ended = run("def test_plain(): pass", backend=None)
+    assert ended.code == 0
+    assert not ended.report.exists()
+
+
+DEPLOYED = """
+from testbed.nodes import deploy
+
+def bring_up(options, progress=None):
+    with progress.step("Making nothing"):
+        raise {error}("it did not come up")
+
+deploy.bring_up = bring_up
+
+@check("LSE-01")
+def test_a(cluster): pass
+
+@check("LSE-02")
+def test_b(cluster): pass
+"""
+
+
+@pytest.mark.parametrize(("error", "verdict", "code"), [("LabError", "lab_error", 2), ("ProductError", "failed", 1)])
+def test_a_lab_that_does_not_come_up_is_told_once(run: Runner, error: str, verdict: str, code: int) -> None:
+    ended = run(DEPLOYED.replace("{error}", error))
+    assert (ended.code, ended.verdicts) == (code, {"LSE-01": verdict})
+    assert ended.output.count("it did not come up") == 1
+    assert "Making nothing" in ended.output
+    assert "Traceback" not in ended.output
+
+
+LABS = """
+from testbed.nodes import deploy
+from types import SimpleNamespace
+
+def bring_up(options, progress=None):
+    down = lambda: open(f"down-{options.name}", "w").close()
+    return SimpleNamespace(options=options, lab=SimpleNamespace(down=down, detach=lambda: None))
+
+deploy.bring_up = bring_up
+
+@pytest.mark.parametrize("number", range(6))
+@check("LSE-01")
+def test_a(cluster, number):
+    assert number != 3, f"on {cluster.options.name}"
+"""
+
+
+def test_each_worker_has_a_lab_and_one_report_has_all(run: Runner, tmp_path: Path) -> None:
+    ended = run(LABS, "-n", "2", "--name", "pair")
+    assert ended.code == 1, ended.output
+    found = json.loads((ended.report / "checks.json").read_text())["checks"]
+    assert sorted(c["verdict"] for c in found) == ["failed"] + ["held"] * 5
+    assert {path.name for path in tmp_path.glob("down-*")} == {"down-pair-gw0", "down-pair-gw1"}
+    failed = next(c for c in found if c["verdict"] == "failed")
+    assert "on pair-gw" in failed["reason"]
+    assert (ended.report / failed["artefacts"][0]).is_file()
+
+
+def test_a_kept_lab_is_left_up(run: Runner, tmp_path: Path) -> None:
+    assert run(LABS, "--keep", "--name", "kept").code == 1
+    assert not list(tmp_path.glob("down-*"))
+    assert run(LABS, "--name", "kept").code == 1
+    assert len(list(tmp_path.glob("down-*"))) == 1
