@@ -187,7 +187,7 @@ class Reconciler:
             self.compare_soon(0)
         if now >= self._retry_at:
             self._retry_at = _NEVER
-            self._known.dirty.update(self._failing)
+            self._known.dirty.update(self._failing.keys() - {self._own})
         if self._clock() >= self._full_at:
             self._compare_all()
         elif self._known.dirty:
@@ -216,7 +216,7 @@ class Reconciler:
                     changes.remove_entries[entry] = subnet
             self._note_applied(subnet, wanted)
         self._backend.update(self._known.leases)
-        self._apply(changes)
+        self._apply(changes, dirty & self._failing.keys())
 
     def _compare_all(self) -> None:
         self._full_at = self._clock() + SLOW
@@ -252,7 +252,7 @@ class Reconciler:
             self._full_at = min(self._full_at, self._clock() + _RETRY_FIRST)
             return
         self._backend.update(self._known.leases)
-        self._apply(changes)
+        self._apply(changes, set(self._failing))
 
     def _refresh_devices(self) -> bool:
         """Bring our device, and what we know of the external interface, up to date; False to be called again."""
@@ -298,6 +298,7 @@ class Reconciler:
     def _wants(self, subnet: IPv4Network) -> Wants:
         lease = self._known.leases.get(subnet)
         if lease is None:
+            self._ignored.pop(subnet, None)
             return NOTHING
         try:
             return self._backend.wants(lease, self._facts)
@@ -386,8 +387,11 @@ class Reconciler:
             if entry not in there:
                 changes.entries[entry] = subnet
 
-    def _apply(self, changes: Changes) -> None:
-        """Send the changes in one batch, and keep for another try what the kernel refused."""
+    def _apply(self, changes: Changes, looked_at: set[IPv4Network]) -> None:
+        """Send the changes in one batch, and keep for another try what the kernel refused.
+
+        `looked_at` are leases that failed before and were compared again: they may want nothing any more.
+        """
         self._recorded.add(self._off_device(changes.routes))
         requests, owners, removals = changes.messages()
         failures = self._netlink.batch(requests)
@@ -402,7 +406,7 @@ class Reconciler:
         wrong = [route for route, subnet in changes.superseded if subnet in failed]
         self._netlink.batch([rtnl.delete_route(route) for route in wrong])
         self._recorded.remove(self._off_device([*changes.remove_routes, *wrong]))
-        for subnet in set(owners):
+        for subnet in {*owners, *looked_at}:
             self._judge(subnet, failed.get(subnet))
         if failed:
             self._retry_at = self._clock() + self._retry_after
@@ -412,7 +416,7 @@ class Reconciler:
 
     def _judge(self, subnet: IPv4Network, failure: Failure | None) -> None:
         if failure is None:
-            if self._failing.pop(subnet, None):
+            if self._failing.pop(subnet, None) and subnet in self._known.leases:
                 log.info(f"the lease of {subnet} is programmed now")
             return
         lease = self._known.leases.get(subnet)

@@ -172,6 +172,39 @@ def test_host_gw_keeps_no_route_by_an_address_that_a_peer_left(node: Node, resta
     until(lambda: node.routes() == gateways(2), "no route by the old address", HEALS_WITHIN)
 
 
+FORGOTTEN = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from ipaddress import IPv4Address, IPv4Network
+from flannel.backends.hostgw import HostGwBackend
+from flannel.interface import Wanted, choose
+from flannel.kernel.netlink import Netlink
+from flannel.lease import Lease, LeaseAttrs
+from flannel.netconf import parse
+from flannel.reconcile import Reconciler
+from flannel.state import Recorded
+from flannel.stores.base import Event, Snapshot
+
+netlink, conf = Netlink(), parse('{"Network": "10.244.0.0/16", "Backend": {"Type": "host-gw"}}')
+external = choose(netlink, Wanted())
+own = Lease(IPv4Network("10.244.1.0/24"), LeaseAttrs(external.public, "host-gw"))
+far = Lease(IPv4Network("10.244.3.0/24"), LeaseAttrs(IPv4Address("203.0.113.3"), "host-gw"))
+reconciler = Reconciler(netlink, HostGwBackend(conf, external), external, conf.network, own.subnet, Recorded())
+reconciler.take(Snapshot((own, far)))
+reconciler.run()
+assert reconciler.next_run() < time.monotonic() + 5, "a refused route is not tried again"
+reconciler.take(Event("removed", far))
+reconciler.run()
+time.sleep(1.1)
+reconciler.run()
+assert reconciler.next_run() > time.monotonic() + 5, "a lease that is gone is tried for ever"
+"""
+
+
+def test_a_lease_that_failed_and_went_is_not_tried_again(node: Node) -> None:
+    node.run("/usr/bin/python3", "-ISc", FORGOTTEN, str(Path(__file__).parents[2]))
+
+
 def test_host_gw_refuses_an_address_behind_nat(node: Node) -> None:
     daemon = node.start("--iface=eth0", "--public-ip=203.0.113.8", backend=HOST_GW, ready=False)
     assert daemon.process.wait(timeout=10) == 1
