@@ -216,7 +216,7 @@ class Reconciler:
                     changes.remove_entries[entry] = subnet
             self._note_applied(subnet, wanted)
         self._backend.update(self._known.leases)
-        self._apply(changes, dirty & self._failing.keys())
+        self._apply(changes)
 
     def _compare_all(self) -> None:
         self._full_at = self._clock() + SLOW
@@ -252,7 +252,7 @@ class Reconciler:
             self._full_at = min(self._full_at, self._clock() + _RETRY_FIRST)
             return
         self._backend.update(self._known.leases)
-        self._apply(changes, set(self._failing))
+        self._apply(changes, tuple(self._failing))
 
     def _refresh_devices(self) -> bool:
         """Bring our device, and what we know of the external interface, up to date; False to be called again."""
@@ -387,10 +387,10 @@ class Reconciler:
             if entry not in there:
                 changes.entries[entry] = subnet
 
-    def _apply(self, changes: Changes, looked_at: set[IPv4Network]) -> None:
+    def _apply(self, changes: Changes, looked_at: Iterable[IPv4Network] = ()) -> None:
         """Send the changes in one batch, and keep for another try what the kernel refused.
 
-        `looked_at` are leases that failed before and were compared again: they may want nothing any more.
+        `looked_at` are leases that failed before and were compared again: they may need nothing any more.
         """
         self._recorded.add(self._off_device(changes.routes))
         requests, owners, removals = changes.messages()
