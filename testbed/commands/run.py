@@ -140,7 +140,9 @@ def in_a_process(name: str, options: Sequence[str]) -> int:
 
     An interrupt ends that run in its own time, with its lab removed, and then the rest: raises KeyboardInterrupt.
     """
-    argv = [sys.executable, "-m", "testbed", "run", name, "--", *options]
+    # Where this process is killed the run is asked to end, as by SIGTERM, instead of going on unseen.
+    tied = ["setpriv", "--pdeathsig", "TERM", "--"]
+    argv = [*tied, sys.executable, "-m", "testbed", "run", name, "--", *options]
     interrupts: list[int] = []
     child: subprocess.Popen[bytes] | None = None
 

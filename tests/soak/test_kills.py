@@ -16,15 +16,16 @@ import pytest
 from testbed.deadline import Deadline
 from tests.labs.helpers import processes_of, unique
 
-KILLS = int(os.environ.get("TESTBED_KILLS", "9"))
+KILLS = int(os.environ.get("TESTBED_KILLS", "8"))
 SEED = int(os.environ.get("TESTBED_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
 
 
 def command(what: str, name: str, reports: Path) -> list[str]:
     """A command line of the test-bed, for a small lab."""
     base = [sys.executable, "-m", "testbed"]
-    if what == "run":
-        return [*base, "run", "host_gw", "--", "--name", name, "--reports", str(reports), "-k", "POD-01 or HGW-01"]
+    if what in ("run", "runs"):
+        names = ["host_gw"] if what == "run" else ["host_gw", "udp"]
+        return [*base, "run", *names, "--", "--name", name, "--reports", str(reports), "-k", "POD-01 or HGW-01"]
     if what == "up":
         return [*base, "up", "flat", "--backend", "host_gw", "--name", name]
     return [*base, "down", "--name", name]
@@ -58,7 +59,7 @@ def test_killed_commands_leave_nothing(tmp_path: Path) -> None:
     killed = 0
     for number in range(KILLS):
         name = unique("soak")
-        what = ("up", "run", "down")[number % 3]
+        what = ("up", "run", "down", "runs")[number % 4]
         if what == "down":
             run(command("up", name, reports))
         killed += run(command(what, name, reports), timeout=dice.uniform(0.2, 0.8 if what == "down" else 7))
