@@ -19,6 +19,7 @@ from flannel import __version__, cli, log, netconf, subnetenv
 from flannel.backends.base import Backend, BackendError
 from flannel.health import HealthError, HealthServer
 from flannel.interface import External, InterfaceError, Wanted, choose
+from flannel.kernel import rtnl
 from flannel.kernel.monitor import Monitor
 from flannel.kernel.netlink import Netlink
 from flannel.lease import Lease
@@ -197,8 +198,6 @@ class Daemon:
 
     def _remove_left_device(self, netlink: Netlink, left: str, current: str) -> None:
         """Remove the tunnel device that an earlier run recorded, where this run uses another or none."""
-        from flannel.kernel import rtnl
-
         if not left or left == current:
             return
         link = rtnl.get_link(netlink, name=left)

@@ -254,6 +254,18 @@ def test_a_taken_port_ends_the_daemon_with_the_reason(node: Node) -> None:
     assert "8472" in daemon.log or "File exists" in daemon.log
 
 
+def test_a_port_taken_by_a_program_ends_the_daemon_with_the_reason(node: Node) -> None:
+    listen = "import socket, time; s = socket.socket(2, 2); s.bind(('0.0.0.0', 8472)); print('bound', flush=True); "
+    output = node.folder / "listener"
+    listener = node.spawn("/usr/bin/python3", "-ISc", f"{listen} time.sleep(1000)", output=output)
+    until(lambda: "bound" in output.read_text(), "the port is taken")
+    daemon = node.start("--healthz-port=8081", ready=False)
+    assert daemon.process.wait(timeout=10) == 1
+    assert "another socket or vxlan device holds UDP port 8472" in daemon.log
+    listener.kill()
+    listener.wait()
+
+
 def test_state_stays_after_a_clean_end(node: Node) -> None:
     daemon = node.start("--ip-masq")
     daemon.list(peer(2))
