@@ -21,6 +21,8 @@ def up(topology: str | None, **given: Any) -> None:
     require_tools()
     cluster = bring_up(options, Ticks())
     cluster.lab.detach()
+    for note in cluster.flannel.notes:
+        click.echo(f"note: {note}", err=True)
     name = cluster.lab.spec.id
     click.echo(
         f"lab {name} is up; `testbed shell worker1 --name {name}` goes in, `testbed down --name {name}` removes it"
