@@ -150,6 +150,12 @@ def serial(number: int) -> int:
     return line
 
 
+def fail(error: OSError, plan: dict[str, Any], code: int) -> None:
+    name = plan["cwd"] if error.filename == plan["cwd"] else plan["argv"][0]
+    os.write(2, f"{name}: {error.strerror}\n".encode())
+    os._exit(code)
+
+
 class Job:
     """The command: on the serial lines themselves where a terminal watches, else on pipes that end there."""
 
@@ -187,10 +193,13 @@ class Job:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             os.chdir(plan["cwd"])
             os.execvpe(plan["argv"][0], plan["argv"], plan["env"])
+        except FileNotFoundError as error:
+            fail(error, plan, 127)
         except OSError as error:
-            name = plan["cwd"] if error.filename == plan["cwd"] else plan["argv"][0]
-            os.write(2, f"{name}: {error.strerror}\n".encode())
-            os._exit(127 if isinstance(error, FileNotFoundError) else 126)
+            # A folder of PATH that may not be looked into hides nothing: no such command, as a shell says.
+            there = any(os.path.exists(os.path.join(path, plan["argv"][0])) for path in os.get_exec_path(plan["env"]))
+            gone = FileNotFoundError(2, os.strerror(2), plan["argv"][0])
+            fail(error if there else gone, plan, 126 if there else 127)
 
     def signal(self, number: int) -> None:
         """As a terminal would: to all of the command's group; without one, to the command alone."""
@@ -279,4 +288,5 @@ def main() -> None:
         libc.reboot(POWER_OFF)
 
 
-main()
+if __name__ == "__main__":
+    main()

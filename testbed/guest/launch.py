@@ -16,6 +16,7 @@ import ctypes
 import json
 import os
 import resource
+import select
 import signal
 import sys
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 NEWNS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 4096, 16384, 1 << 18
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 4, 24, 38, 47
+PR_SET_CHILD_SUBREAPER = 36
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442  # the same numbers everywhere
 AT_FDCWD, AT_RECURSIVE, AT_EMPTY_PATH = -100, 0x8000, 0x1000
@@ -275,6 +277,47 @@ def in_namespaces(plan: dict[str, Any]) -> int:
     return exit_code(os.waitpid(first, 0)[1])
 
 
+def children() -> list[int]:
+    found = []
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError, ValueError), open(f"/proc/{int(name)}/stat") as stat:
+            if int(stat.read().rpartition(")")[2].split()[1]) == os.getpid():
+                found.append(int(name))
+    return found
+
+
+def end_all() -> None:
+    """Kill all descendants: as each dies, its own children become this process's."""
+    while left := children():
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
+def without_namespaces(plan: dict[str, Any]) -> int:
+    """Run the guest as an ordinary program, and end all of its processes with it or with whoever asked for it."""
+    plan["env"]["TMPDIR"] = memory_folder(plan["memory_candidates"], plan["memory_bytes"])
+    give_up_rights(0)
+    # Not by a signal at the parent's death: this process has to outlive it for a moment.
+    libc.prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0)
+    check(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0, "becoming the reaper")
+    me = os.getpid()
+    kernel = os.fork()
+    if not kernel:
+        try:
+            die_with(me)
+            start_kernel(plan)
+        except OSError as error:
+            os._exit(complain(error))
+    ended = os.pidfd_open(kernel)
+    ready = select.select([ended, plan["lifeline"]], [], [])[0]
+    code = exit_code(os.waitpid(kernel, 0)[1]) if ended in ready else FAILED
+    end_all()
+    return code
+
+
 def main() -> int:
     plan: dict[str, Any] = json.load(sys.stdin)
     try:
@@ -284,13 +327,10 @@ def main() -> int:
             return in_namespaces(plan)
         if not os.getuid():
             raise OSError(0, "as root it needs namespaces, which are refused here; run it as an ordinary user")
-        plan["env"]["TMPDIR"] = memory_folder(plan["memory_candidates"], plan["memory_bytes"])
-        give_up_rights(0)
-        die_with(plan["parent"])
-        start_kernel(plan)
+        return without_namespaces(plan)
     except OSError as error:
         return complain(error)
-    return FAILED
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -189,6 +189,13 @@ def run(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _becomes() -> int:
+    """The id that real root gives itself up for; 0 for everybody else, and for root of a user namespace."""
+    ids = [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    mapped = any(int(first) <= ROOT_BECOMES < int(first) + int(count) for first, _, count in ids)
+    return ROOT_BECOMES if os.getuid() == 0 and mapped else 0
+
+
 def _prepare(folder: Path, plan: Mapping[str, Any]) -> None:
     """Lay out the folder that guest and host share; the part that the guest may write to is `guest`."""
     folder.chmod(0o711)
@@ -197,7 +204,7 @@ def _prepare(folder: Path, plan: Mapping[str, Any]) -> None:
     shared.mkdir(mode=0o700)
     (shared / "inside.py").write_bytes(_program("inside.py"))
     (shared / "plan.json").write_text(json.dumps(plan))
-    if os.getuid() == 0:
+    if _becomes():
         for path in (shared, *shared.iterdir()):
             os.chown(path, ROOT_BECOMES, ROOT_BECOMES)
 
@@ -230,13 +237,14 @@ def _run_in(
     relay = _Relay()
     out, err, console = relay.channel(target), relay.channel(2), relay.channel(None)
     listening, control = os.pipe()
+    lifeline, held = os.pipe()  # its far end closes with this process, however that ends
     program = os.open(kernel, os.O_RDONLY | os.O_CLOEXEC)
     first = ["init=" + interpreter(), "--", "-I", "-S", str(shared / "inside.py"), str(shared / "plan.json")]
     runtime = [f"uml_dir={shared}/uml", "umid=guest"]
     plan = {
         "parent": os.getpid(),
         "namespaces": True,
-        "becomes": ROOT_BECOMES if os.getuid() == 0 else 0,
+        "becomes": _becomes(),
         "writable": folders,
         "readable": _needed_folders(cwd),
         "memory_folder": str(folder / "memory"),
@@ -246,8 +254,9 @@ def _run_in(
         "argv": ["testbed-guest", *boot_line(memory, out, err, listening), *runtime, *first],
         "env": {"HOME": str(shared), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
         "pass": [out, err, listening],
+        "lifeline": lifeline,
     }
-    passed = [out, err, listening, program]
+    passed = [out, err, listening, program, lifeline]
     try:
         launcher = _memory_file("launch.py")
         try:
@@ -273,6 +282,7 @@ def _run_in(
                 code = guest.wait()
     finally:
         os.close(control)
+        os.close(held)
         relay.close()
     status = _status(folder)
     if status is None and interrupts:
