@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,13 @@ KERNELS = ("host", "guest", "auto")
 RULES = ("iptables-nft", "iptables-legacy", "nftables")
 STORES = ("etcd", "kubernetes")
 
-LABS_HERE, KERNELS_HERE, STORES_HERE, RULES_HERE = ("netns",), ("host", "auto"), ("etcd",), RULES[:2]
+LABS_HERE, STORES_HERE, RULES_HERE = ("netns",), ("etcd",), RULES[:2]
 """What works today; the rest is refused with that reason."""
+
+IN_GUEST = "TESTBED_GUEST"
+"""Set in the environment of what runs in a guest; `testbed run` starts one, a plain pytest cannot."""
+
+KERNELS_HERE = ("guest",) if os.environ.get(IN_GUEST) else ("host", "auto")
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,13 @@ class Outcome:
 
 
 def in_this_process(name: str, options: Sequence[str]) -> int:
-    """Run pytest on the suites; return the run's exit code."""
+    """Run pytest on the suites, here or in a guest kernel; return the run's exit code."""
+    from testbed.guest import runs
+
+    if runs.choose(name, options) == "guest":
+        return runs.in_guest(name, options)
+    if not os.environ.get(runs.IN_GUEST):
+        options = runs.without("--kernel", options)
     import pytest
 
     os.environ["PATH"] = search_path()

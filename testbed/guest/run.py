@@ -64,10 +64,11 @@ def _program(name: str) -> bytes:
     return resources.files("testbed.guest").joinpath(name).read_bytes()
 
 
-def _needed_folders(cwd: Path) -> list[str]:
-    """What of the host a command of this project reads besides /usr and /etc."""
+def _needed_folders(more: Sequence[Path]) -> list[str]:
+    """What of the host a command of this project reads besides /usr and /etc; of a file its folder."""
     package = Path(__file__).resolve().parents[2]
-    found = {str(Path(path).resolve()) for path in (package, sys.prefix, sys.base_prefix, cwd)}
+    own = [package, Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()]
+    found = {str(path if path.is_dir() else path.parent) for path in (*own, *more)}
     return sorted(found - {"/", "/usr"})
 
 
@@ -169,6 +170,7 @@ def run(
     *,
     kernel: Path,
     writable: Sequence[Path] = (),
+    readable: Sequence[Path] = (),
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     memory: int = MEMORY,
@@ -184,7 +186,8 @@ def run(
     cwd = (cwd or Path.cwd()).resolve()
     folder = Path(tempfile.mkdtemp(prefix="testbed-guest-")).resolve()
     try:
-        return _run_in(folder, argv, kernel, [path.resolve() for path in writable], env, cwd, memory, out)
+        seen = _needed_folders([cwd, *(path.resolve() for path in readable)])
+        return _run_in(folder, argv, kernel, [path.resolve() for path in writable], seen, env, cwd, memory, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -214,6 +217,7 @@ def _run_in(
     argv: Sequence[str],
     kernel: Path,
     writable: list[Path],
+    readable: list[str],
     env: Mapping[str, str] | None,
     cwd: Path,
     memory: int,
@@ -246,7 +250,7 @@ def _run_in(
         "namespaces": True,
         "becomes": _becomes(),
         "writable": folders,
-        "readable": _needed_folders(cwd),
+        "readable": readable,
         "memory_folder": str(folder / "memory"),
         "memory_bytes": memory + (64 << 20),
         "memory_candidates": [path for path in (os.environ.get("TMPDIR"), "/dev/shm", "/tmp", "/var/tmp") if path],

@@ -1,0 +1,95 @@
+"""Which kernel a run's lab is on, and the run in a guest: only its inner pytest is in there."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from testbed.console import Ticks
+from testbed.doctor import diagnose, search_path
+from testbed.errors import Exit, InputError
+from testbed.guest.kernels import obtain_kernel
+from testbed.guest.run import run as run_in_guest
+from testbed.options import IN_GUEST, KERNELS
+
+__all__ = ["IN_GUEST", "choose", "in_guest", "lacking", "value_of", "without"]
+
+
+def value_of(option: str, options: Sequence[str]) -> str | None:
+    """The last value given to an option, written `--option VALUE` or `--option=VALUE`; None where there is none."""
+    found = None
+    for position, word in enumerate(options):
+        if word == option and position + 1 < len(options):
+            found = options[position + 1]
+        elif word.startswith(f"{option}="):
+            found = word.partition("=")[2]
+    return found
+
+
+def without(option: str, options: Sequence[str]) -> list[str]:
+    """The options but for that one and its value."""
+    kept: list[str] = []
+    skip = False
+    for word in options:
+        if skip or word.startswith(f"{option}="):
+            skip = False
+        elif word == option:
+            skip = True
+        else:
+            kept.append(word)
+    return kept
+
+
+def lacking(run: str) -> tuple[str, ...]:
+    """What this machine's kernel lacks of what a run's backend needs, found out by using it."""
+    return tuple(
+        finding.name
+        for finding in diagnose().findings
+        if finding.kind == "kernel" and not finding.ok and run in finding.needed_by
+    )
+
+
+def choose(run: str, options: Sequence[str]) -> str:
+    """The kernel that a run's lab is on, "host" or "guest", by what was asked for and what this machine lacks.
+
+    Raises InputError where a kernel is asked for that there is not.
+    """
+    wanted = value_of("--kernel", options) or "auto"
+    if wanted not in KERNELS:
+        raise InputError(f"{wanted!r} is no kernel", where="--kernel", hint=f"one of {', '.join(KERNELS)}")
+    if os.environ.get(IN_GUEST):
+        return "host"  # this is the guest
+    if wanted != "auto" or (value_of("--lab", options) or "netns") != "netns":
+        return "guest" if wanted == "guest" else "host"
+    missing = lacking(run)
+    if missing:
+        click.echo(f"this machine's kernel lacks {', '.join(missing)}: {run} runs in the guest kernel", err=True)
+    return "guest" if missing else "host"
+
+
+def in_guest(run: str, options: Sequence[str]) -> int:
+    """Run a backend's checks in a guest; returns the run's exit code.
+
+    Raises InputError where an option makes no sense there, LabError where there is no guest or it dies.
+    """
+    if "--keep" in options:
+        raise InputError("a lab ends with its guest, so it cannot be kept", where="--keep", hint="--kernel host")
+    reports = Path(value_of("--reports", options) or Path("reports") / run).absolute()
+    try:
+        reports.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"no report can be written there: {error.strerror}", where=str(reports)) from error
+    kernel = obtain_kernel(Ticks())
+    inner = [*without("--kernel", options), "--kernel", "guest"]
+    code = run_in_guest(
+        [sys.executable, "-m", "testbed", "run", run, "--", *inner],
+        kernel=kernel.path,
+        writable=[reports.parent],
+        readable=[path for word in options if (path := Path(word.rpartition("=")[2])).exists()],
+        env={**os.environ, IN_GUEST: str(kernel.version), "PATH": search_path()},
+    )
+    return code if code < 128 or code == Exit.INTERRUPTED else int(Exit.LAB)
