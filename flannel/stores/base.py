@@ -66,6 +66,15 @@ class Renewed:
     lease: Lease
 
 
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What a store has kept of this node from before: an address that an operator wants published in place of the
+    interface's (`public_ip`, "" for none), and what was published last."""
+
+    public_ip: str = ""
+    attrs: LeaseAttrs | None = None
+
+
 Message: TypeAlias = Snapshot | Event | StoreDown | LeaseLost | Renewed
 Post: TypeAlias = Callable[[Message], None]
 #: `log(level, text)`, level one of "debug", "info", "warning", "error".

@@ -12,6 +12,7 @@ from flannel.stores.base import Event, Log, Post, Snapshot, StoreDown, StoreErro
 from flannel.stores.etcd_client import EtcdClient, KeyValue, Watch, key_value
 from flannel.stores.etcd_messages import Values
 from flannel.stores.leasecodec import overlap, parse_key, parse_value, quoted, why_unusable
+from flannel.stores.table import LeaseTable
 
 FIRST_BACK_OFF, LONGEST_BACK_OFF = 0.1, 5.0  # seconds
 _WARNINGS_KEPT = 1000
@@ -48,70 +49,12 @@ class Owner(Protocol):
         """The own key is not there any more."""
 
 
-class _Held(NamedTuple):
-    since: int  # create revision: who came first
-    lease: Lease
-
-
-class LeaseTable:
-    """Peers' leases by key. Of several keys with one subnet the oldest counts; the next one takes its place."""
-
-    def __init__(self) -> None:
-        self._held: dict[bytes, _Held] = {}
-        self._keys: dict[IPv4Network, list[bytes]] = {}
-
-    def get(self, key: bytes) -> Lease | None:
-        """Return the lease at a key."""
-        held = self._held.get(key)
-        return held.lease if held else None
-
-    def put(self, key: bytes, since: int, lease: Lease) -> list[Event]:
-        """Take in a lease; return what changed for the daemon: nothing if its data is the same (a renewal)."""
-        before = self._winner(lease.subnet)
-        self._held[key] = _Held(since, lease)
-        keys = self._keys.setdefault(lease.subnet, [])
-        if key not in keys:
-            keys.append(key)
-        return _difference(before, self._winner(lease.subnet))
-
-    def remove(self, key: bytes) -> list[Event]:
-        """Drop a key."""
-        held = self._held.get(key)
-        if held is None:
-            return []
-        subnet = held.lease.subnet
-        before = self._winner(subnet)
-        del self._held[key]
-        self._keys[subnet].remove(key)
-        if not self._keys[subnet]:
-            del self._keys[subnet]
-        return _difference(before, self._winner(subnet))
-
-    def leases(self) -> list[Lease]:
-        """Return one lease a subnet."""
-        return [winner for subnet in self._keys if (winner := self._winner(subnet)) is not None]
-
-    def shadowed(self, lease: Lease) -> bool:
-        """Return whether another key holds this lease's subnet already."""
-        return self._winner(lease.subnet) is not lease
-
-    def _winner(self, subnet: IPv4Network) -> Lease | None:
-        keys = self._keys.get(subnet)
-        return min((self._held[key] for key in keys), key=lambda held: held.since).lease if keys else None
-
-
-def _difference(before: Lease | None, after: Lease | None) -> list[Event]:
-    if after is None:
-        return [] if before is None else [Event("removed", before)]
-    return [] if before is not None and before.attrs == after.attrs else [Event("added", after)]
-
-
 class LeaseWatcher:
     """Posts a Snapshot, then Events; after an outage, a compaction or a reset of the store, a Snapshot again."""
 
     def __init__(self, client: EtcdClient, subnets: bytes, log: Log, owner: Owner, post: Post) -> None:
         self._client, self._subnets, self._log, self._owner, self._post = client, subnets, log, owner, post
-        self._table = LeaseTable()
+        self._table: LeaseTable[bytes] = LeaseTable()
         self._header: Values | None = None  # of the last answer; None: list before watching
         self._next = 0  # first revision not seen yet
         self._down = False
@@ -172,7 +115,7 @@ class LeaseWatcher:
         before = self._owner.own_lease()  # what is acquired while we list may be missing from the list
         listing = self._client.list(self._subnets)
         own = self._check_own(before, listing.keys)
-        table = LeaseTable()
+        table: LeaseTable[bytes] = LeaseTable()
         for key in listing.keys:
             if own is not None and key.key == own.key:
                 continue

@@ -1,0 +1,368 @@
+"""Leases in the Kubernetes API: a node's subnet is its podCIDR, and annotations of the node say how it is reached.
+
+Two threads: one lists and watches the nodes, one keeps this node's annotations as they have to be.
+docs/deviations.md lists where this store does better than upstream's.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from urllib.parse import quote
+
+from flannel.lease import Lease, LeaseAttrs
+from flannel.stores.base import LeaseLost, Log, Post, Remembered, StoreError
+from flannel.stores.kubernetes_config import find_access
+from flannel.stores.kubernetes_http import KubeClient, RefusedError
+from flannel.stores.kubernetes_nodes import (
+    Keys,
+    Node,
+    annotations_patch,
+    is_managed,
+    network_available_patch,
+    overwritten,
+    pod_cidr,
+    published,
+    read_node,
+    wanted_annotations,
+)
+from flannel.stores.kubernetes_watch import NODES, TIMING, NodeWatcher, Own, Timing
+
+if TYPE_CHECKING:
+    from flannel.netconf import NetConf
+
+T = TypeVar("T")
+
+
+class Patience(NamedTuple):
+    """In seconds: how long a call is tried, how often, and how long the keeping thread rests after a failure."""
+
+    whole: float = 30.0
+    between: float = 3.0
+    longest: float = 60.0
+
+
+PATIENCE = Patience()
+
+
+class _FinalError(StoreError):
+    """What no further try will cure."""
+
+
+class KubernetesStore:
+    """A `Store` (see base.py) in the Kubernetes API.
+
+    `node_name` is the own node's; `conf_path` the file with the network configuration; `set_condition` says whether the
+    node's NetworkUnavailable condition is to be cleared.
+    """
+
+    def __init__(
+        self,
+        client: KubeClient,
+        node_name: str,
+        conf_path: str,
+        log: Log,
+        *,
+        prefix: str = "flannel.alpha.coreos.com",
+        set_condition: bool = True,
+        patience: Patience = PATIENCE,
+        timing: Timing = TIMING,
+    ) -> None:
+        self.name = f"Kubernetes Subnet Manager - {node_name}"
+        self.node_name = node_name
+        self._client, self._log, self._keys = client, log, Keys(prefix)
+        self._conf_path, self._set_condition = conf_path, set_condition
+        self._patience, self._timing = patience, timing
+        self._path = f"{NODES}/{quote(node_name, safe='')}"
+        self._network: IPv4Network | None = None
+        self._own: Own | None = None
+        self._attrs: LeaseAttrs | None = None
+        self._generation = 0
+        self._changed = threading.Condition()
+        self._closed = threading.Event()
+        self._unwritten = False  # the annotations may differ from what they have to be
+        self._mine = False  # because of us
+        self._condition_due = False
+        self._post: Post | None = None
+        self._watcher: NodeWatcher | None = None
+
+    # -- before there is a lease -----------------------------------------------------------------------------------
+
+    def network_config(self) -> str:
+        """Return the text of the network configuration's file."""
+        try:
+            with open(self._conf_path, encoding="utf-8", errors="replace") as file:
+                return file.read()
+        except OSError as error:
+            raise StoreError(f"cannot read the network configuration {self._conf_path}: {error.strerror}") from None
+
+    def remembered(self) -> Remembered:
+        """What the node's annotations say: an operator's word on its address, and what was published last."""
+        node = self._persist(f"reading the node {self.node_name!r}", self._get_node)
+        try:
+            before = published(node, self._keys) if is_managed(node, self._keys) else None
+        except ValueError as error:
+            before = None
+            self._log("warning", f"What this node published before cannot be read: {error}")
+        return Remembered(node.annotations.get(self._keys.node_public_ip, ""), before)
+
+    def _get_node(self) -> Node:
+        try:
+            return read_node(self._client.get(self._path))
+        except ValueError as error:
+            raise StoreError(f"the Kubernetes API answered with {error}") from None
+
+    def _persist(self, what: str, call: Callable[[], T]) -> T:
+        """Try until it holds, for as long as upstream does. Raises the last StoreError."""
+        deadline, told = time.monotonic() + self._patience.whole, ""
+        while True:
+            try:
+                return call()
+            except _FinalError:
+                raise
+            except StoreError as error:
+                wait = max(self._patience.between, error.retry_after if isinstance(error, RefusedError) else 0.0)
+                if time.monotonic() + wait > deadline or self._closed.is_set():
+                    raise StoreError(f"{what}: {error}; given up after {self._patience.whole:.0f} s") from error
+                if str(error) != told:
+                    told = str(error)
+                    self._log("warning", f"{what}: {error}; trying again every {self._patience.between:.0f} s")
+            self._closed.wait(wait)
+
+    # -- the own lease ---------------------------------------------------------------------------------------------
+
+    def acquire(self, conf: NetConf, attrs: LeaseAttrs, previous: IPv4Network | None) -> Lease:
+        """Annotate the node, and return the subnet that Kubernetes gave it."""
+        subnet, address = self._persist("acquiring a lease", lambda: self._claim(conf, attrs))
+        if previous is not None and previous != subnet:
+            self._log("warning", f"The node's podCIDR is {subnet}, and was {previous}: pods made then are cut off")
+        lease = Lease(subnet, attrs)
+        with self._changed:
+            self._network, self._attrs = conf.network, attrs
+            self._generation += 1
+            self._own = Own(lease, frozenset((attrs.public_ip, address)), self._generation)
+            self._condition_due = self._set_condition
+            self._changed.notify_all()
+        if self._watcher is not None:
+            self._watcher.relist()
+        return lease
+
+    def _claim(self, conf: NetConf, attrs: LeaseAttrs) -> tuple[IPv4Network, IPv4Address]:
+        node = self._get_node()
+        try:
+            subnet = pod_cidr(node)
+        except ValueError as error:
+            raise _FinalError(f"node {self.node_name!r}: {error}") from None
+        if subnet is None:
+            raise StoreError(
+                f"node {self.node_name!r}: pod cidr not assigned; Kubernetes' controller-manager assigns one with "
+                "--allocate-node-cidrs and --cluster-cidr, or whoever makes the node sets spec.podCIDR"
+            )
+        if not subnet.subnet_of(conf.network):
+            raise _FinalError(
+                f"node {self.node_name!r}: its podCIDR {subnet} is not within the Network {conf.network} of "
+                f"{self._conf_path}; Network and Kubernetes' --cluster-cidr have to agree"
+            )
+        address = self._address(node, attrs)
+        self._write_annotations(node, attrs, address)
+        return subnet, address
+
+    def _write_annotations(self, node: Node, attrs: LeaseAttrs, address: IPv4Address) -> list[str]:
+        """Patch those annotations that are not what they have to be; return their names."""
+        wanted = wanted_annotations(attrs, address, self._keys)
+        changed = {key: text for key, text in wanted.items() if node.annotations.get(key) != text}
+        if changed:
+            self._client.patch(f"{self._path}/status", annotations_patch(changed))
+        return sorted(changed)
+
+    def _address(self, node: Node, attrs: LeaseAttrs) -> IPv4Address:
+        """The address that peers are to use."""
+        try:
+            return overwritten(node, self._keys) or attrs.public_ip
+        except ValueError as error:
+            self._log("error", f"Node {self.node_name!r}: {error}; publishing {attrs.public_ip}")
+            return attrs.public_ip
+
+    # -- keeping it ------------------------------------------------------------------------------------------------
+
+    def watch(self, post: Post) -> None:
+        """Start both threads."""
+        self._post = post
+        self._watcher = NodeWatcher(self._client, self._keys, self._log, self, post, self._timing)
+        threading.Thread(target=self._watcher.run, name="flannel-watch", daemon=True).start()
+        threading.Thread(target=self._keep, name="flannel-keep", daemon=True).start()
+
+    def update(self, attrs: LeaseAttrs) -> None:
+        """Publish new data with the own lease."""
+        with self._changed:
+            self._attrs = attrs
+            own = self._own
+            if own is None:
+                return  # the next acquire brings its own
+            lease = replace(own.lease, attrs=attrs)
+            self._own = own._replace(lease=lease, addresses=own.addresses | {attrs.public_ip})
+            self._unwritten = self._mine = True
+            self._changed.notify_all()
+            if self._watcher is not None:
+                return
+        self._persist("publishing new data", self._write_own)
+
+    def close(self) -> None:
+        """Stop the threads; the annotations stay, as upstream's do."""
+        self._closed.set()
+        with self._changed:
+            self._changed.notify_all()
+        if self._watcher is not None:
+            self._watcher.close()
+
+    def _keep(self) -> None:
+        """Keep the node's annotations, and clear its condition, until closed."""
+        rest, told = self._patience.between, ""
+        while True:
+            with self._changed:
+                while not self._closed.is_set() and (
+                    self._own is None or not (self._unwritten or self._condition_due)
+                ):  # fmt: skip
+                    self._changed.wait()
+                if self._closed.is_set():
+                    return
+            wait = 0.0
+            try:
+                if self._write_own():
+                    # Whoever else writes them, such as a second flanneld, must not be fought without a pause.
+                    wait = self._patience.between
+                rest, told = self._patience.between, ""
+            except Exception as error:  # noqa: BLE001 - this thread is all that keeps the annotations
+                wait = max(rest, error.retry_after if isinstance(error, RefusedError) else 0.0)
+                wait *= random.uniform(1.0, 1.5)  # noqa: S311 - it guards nothing
+                rest = min(2 * rest, self._patience.longest)
+                if str(error) != told:
+                    told = str(error)
+                    self._log("error", f"Cannot write to the node {self.node_name!r}, trying again: {error}")
+            self._closed.wait(wait)
+
+    def _write_own(self) -> bool:
+        """Write what is due; return whether annotations were not what they had to be, by no doing of ours."""
+        with self._changed:
+            own, attrs, mine, condition_due = self._own, self._attrs, self._mine, self._condition_due
+            if own is None or attrs is None:
+                return False
+            self._unwritten = self._mine = False
+        repaired = False
+        try:
+            node = self._get_node()
+            address = self._address(node, attrs)
+            self._note_address(own.generation, address)
+            changed = self._write_annotations(node, attrs, address)
+            if changed and not mine:
+                repaired = True
+                self._log("warning", f"Somebody changed this node's annotations: wrote {', '.join(changed)} again")
+            if condition_due and self._watcher is not None:
+                now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+                self._client.patch(f"{self._path}/status", network_available_patch(now))
+        except BaseException:
+            with self._changed:
+                self._unwritten, self._mine = True, self._mine or mine
+            raise
+        with self._changed:
+            if condition_due and self._watcher is not None:
+                self._condition_due = False
+        return repaired
+
+    def _note_address(self, generation: int, address: IPv4Address) -> None:
+        """No peer may have this address: it is about to be published as ours."""
+        with self._changed:
+            own = self._own
+            if own is not None and own.generation == generation:
+                self._own = own._replace(addresses=frozenset((own.lease.attrs.public_ip, address)))
+
+    # -- what the watcher sees of the own node ---------------------------------------------------------------------
+
+    @property
+    def network(self) -> IPv4Network | None:
+        """The Network that the lease was acquired in."""
+        return self._network
+
+    def own(self) -> Own | None:
+        """Return the own lease, if there is one now."""
+        with self._changed:
+            return self._own
+
+    def own_node_seen(self, node: Node) -> None:
+        """The own node was listed, or has changed: does it still say what it has to?"""
+        with self._changed:
+            own, attrs = self._own, self._attrs
+        if own is None or attrs is None:
+            return
+        try:
+            subnet = pod_cidr(node)
+        except ValueError as error:
+            self._log("error", f"Node {self.node_name!r}: {error}")
+            return
+        if subnet != own.lease.subnet:
+            self.own_node_gone(own.generation, f"the podCIDR of node {self.node_name!r} is {subnet or 'empty'} now")
+            return
+        address = self._address(node, attrs)
+        self._note_address(own.generation, address)
+        wanted = wanted_annotations(attrs, address, self._keys)
+        if any(node.annotations.get(key) != text for key, text in wanted.items()):
+            # It may be an old view of it: the keeping thread looks for itself.
+            with self._changed:
+                self._unwritten = True
+                self._changed.notify_all()
+
+    def own_node_gone(self, generation: int, reason: str) -> None:
+        """Forget the own lease, if it is still the one of that generation, and tell the daemon."""
+        with self._changed:
+            own = self._own
+            if own is None or own.generation != generation:
+                return
+            self._own = None
+        if self._post is not None:
+            self._post(LeaseLost(f"lease {own.lease.subnet} is lost: {reason}"))
+
+
+# -- from flags and environment ------------------------------------------------------------------------------------
+
+
+class KubeFlags(NamedTuple):
+    """The flags of flanneld that concern this store."""
+
+    url: str
+    kubeconfig: str
+    prefix: str
+    conf_path: str
+    set_condition: bool
+
+
+def open_store(flags: KubeFlags, environment: Mapping[str, str], log: Log) -> KubernetesStore:
+    """The store that flags and environment name. Raises StoreError; asks the API only where NODE_NAME is not set."""
+    depth = environment.get("EVENT_QUEUE_DEPTH", "")
+    try:
+        int(depth or "0")
+    except ValueError:
+        raise StoreError(f"EVENT_QUEUE_DEPTH is {depth!r}, not a number") from None
+    Keys(flags.prefix)
+    client = KubeClient(find_access(flags.url, flags.kubeconfig, environment))
+    name = environment.get("NODE_NAME", "") or _name_by_pod(client, environment)
+    return KubernetesStore(
+        client, name, flags.conf_path, log, prefix=flags.prefix, set_condition=flags.set_condition
+    )  # fmt: skip
+
+
+def _name_by_pod(client: KubeClient, environment: Mapping[str, str]) -> str:
+    """Ask the API which node this pod runs on. Raises StoreError."""
+    pod, namespace = environment.get("POD_NAME", ""), environment.get("POD_NAMESPACE", "")
+    if not pod or not namespace:
+        raise StoreError("which node is this? Neither NODE_NAME nor both of POD_NAME and POD_NAMESPACE are set")
+    answer: Any = client.get(f"/api/v1/namespaces/{quote(namespace, safe='')}/pods/{quote(pod, safe='')}")
+    spec = answer.get("spec")
+    name = spec.get("nodeName") if isinstance(spec, dict) else None
+    if not isinstance(name, str) or not name:
+        raise StoreError(f"the pod {namespace}/{pod} has no node's name")
+    return name
