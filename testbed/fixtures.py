@@ -223,9 +223,11 @@ def captures(cluster: Cluster, facts: Facts) -> Iterator[Captures]:
 
 
 @pytest.fixture
-def window(captures: Captures) -> Iterator[Window]:
+def window(captures: Captures, cluster: Cluster, facts: Facts) -> Iterator[Window]:
     """What the check sees of the captures; closing it tells whether packets were dropped meanwhile."""
-    captures.restart_ended()
+    if captures.ended:
+        facts.forget()
+        captures.restart_ended(capture_targets(cluster, facts))
     before = captures.drops()
     view = captures.window()
     view.baseline(before)

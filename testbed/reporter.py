@@ -12,7 +12,7 @@ from testbed.report.record import Outcome
 from testbed.runstate import Run
 
 
-class CheckReporter(pytest.TerminalReporter):
+class CheckReporter(pytest.TerminalReporter):  # type: ignore[misc]  # there is no other way to replace its output
     """Shows outcomes as the run's screen does; keeps pytest's statistics and its closing line."""
 
     def __init__(self, config: pytest.Config, run: Run) -> None:
@@ -62,6 +62,13 @@ class CheckReporter(pytest.TerminalReporter):
         if type(excinfo.value) is KeyboardInterrupt and self.run.record is not None:
             self.run.record.interrupted = True
         super().pytest_keyboard_interrupt(excinfo)
+
+    def _report_keyboardinterrupt(self) -> None:
+        """A user who stops a run wants no traceback; what ended it otherwise says why."""
+        if self.run.record is None or self.run.screen is None or not self.run.record.interrupted:
+            super()._report_keyboardinterrupt()
+        else:
+            self.run.screen.say("interrupted", "bold red")
 
     def summary_failures(self) -> None:
         """The reasons stand above; whole tracebacks only where they are asked for."""

@@ -203,14 +203,27 @@ class Captures:
         if self._failure is not None:
             raise LabError(f"the captures broke: {self._failure!r}") from self._failure
 
-    def restart_ended(self) -> None:
+    @property
+    def ended(self) -> tuple[Target, ...]:
+        """What is captured no longer, because its interface went away."""
+        with self._changed:
+            return tuple(tap.target for tap in self.taps.values() if tap.ended)
+
+    def restart_ended(self, targets: Iterable[Target] | None = None) -> None:
         """Capture again where an interface went away and came back, such as a tunnel device made anew.
 
-        Raises LabError where it is still away.
+        With `targets`, everything that is to be captured from now on, an interface that is no longer among them is
+        given up, and a new one is taken up. Raises LabError where one that is wanted is away.
         """
+        ended = self.ended
+        if targets is None:
+            self.start(ended)
+            return
         with self._changed:
-            gone = [tap.target for tap in self.taps.values() if tap.ended]
-        self.start(gone)
+            for target in ended:
+                del self.taps[target.name]
+            missing = [target for target in targets if target.name not in self.taps]
+        self.start(missing)
 
     def drops(self) -> dict[str, int]:
         """Packets that the kernel has dropped on each interface since its capture began. Raises LabError.

@@ -142,6 +142,8 @@ def test_what_ran_before_an_interrupt_is_reported(run: Runner) -> None:
     ended = run("@check('LSE-01')\ndef test_a(): pass\n@check('LSE-02')\ndef test_b(): raise KeyboardInterrupt")
     assert ended.code == 130
     assert ended.verdicts == {"LSE-01": "held"}
+    assert "interrupted" in ended.output
+    assert "full-trace" not in ended.output
 
 
 def test_a_failure_in_the_clean_up_counts(run: Runner) -> None:

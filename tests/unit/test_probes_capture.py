@@ -153,6 +153,10 @@ def test_captures_again_where_an_interface_was_made_anew(near: Namespace) -> Non
         running.restart_ended()
         assert running.taps["near:again"].listening
         near.run(["ip", "link", "del", "again"])
+        assert running.window().packets("near:again", Nonce.new(), seconds=5) == []
+        running.restart_ended([Target("near:near", near, "near")])
+        assert set(running.taps) == {"near:near"}
+        assert running.taps["near:near"].listening
 
 
 def test_nothing_runs_on_after_stop(near: Namespace) -> None:
