@@ -33,6 +33,11 @@ RING_BYTES = 4 << 20
 
 LISTEN_SECONDS, SEEN_SECONDS, STATS_SECONDS = 10.0, 3.0, 3.0
 
+# The end of a tcpdump, by its own words: whoever entered the node for it may hold its pipes open.
+_ENDED = re.compile(
+    rb"^(?:\d+ packets? captured|tcpdump: (?!listening on|WARNING|verbose output|data link|\d+ packet).*)\n",
+    re.MULTILINE,
+)
 _STATS = re.compile(rb"(\d+) packets? captured, (\d+) packets? received by filter, (\d+) packets? dropped by kernel")
 
 
@@ -89,6 +94,7 @@ class Tap:
         """Take what tcpdump wrote to standard error."""
         self.messages = (self.messages + data)[-8192:]
         self.listening = self.listening or b"listening on" in self.messages
+        self.ended = self.ended or _ENDED.search(self.messages) is not None
         while found := _STATS.search(self.messages):
             self.stats += 1
             self.dropped = int(found[3])

@@ -1,4 +1,4 @@
-"""iptables rules in the order the kernel tries them, with their counters."""
+"""Rules of iptables and nftables in the order the kernel tries them, those of iptables with their counters."""
 
 from __future__ import annotations
 
@@ -72,3 +72,38 @@ def parse_save(text: str, where: str) -> dict[str, Table]:
     if name and name not in tables:
         raise LabError(f"iptables-save ended in the middle of table {name}", where=where)
     return tables
+
+
+@dataclass(frozen=True, slots=True)
+class NftChain:
+    """A chain of an nftables table. `head` says type, hook, priority and policy; a plain chain has none ("")."""
+
+    head: str
+    rules: tuple[str, ...]
+
+
+def read_nft_table(place: Place, family: str, table: str) -> dict[str, NftChain]:
+    """The chains of a table by name; none where there is no such table."""
+    done = place.run(["nft", "list", "table", family, table], check=False)
+    if not done.ok and "No such file or directory" not in done.stderr:
+        raise LabError(f"nft cannot list the table {family} {table}: {done.stderr.strip()}", where=place.name)
+    return parse_nft_table(done.stdout, place.name)
+
+
+def parse_nft_table(text: str, where: str) -> dict[str, NftChain]:
+    """Read what `nft list table` prints. Raises LabError where it ends in the middle."""
+    chains: dict[str, NftChain] = {}
+    name, head, rules = "", "", list[str]()
+    for line in map(str.strip, text.splitlines()):
+        if not name:
+            name, head, rules = (line[6:-1].strip() if line.startswith("chain ") else ""), "", []
+        elif line == "}":
+            chains[name] = NftChain(head, tuple(rules))
+            name = ""
+        elif line.startswith("type ") and " hook " in line:
+            head = line
+        elif line and not line.startswith("comment "):
+            rules.append(line)
+    if name:
+        raise LabError(f"nft list ended in the middle of chain {name}", where=where)
+    return chains

@@ -66,6 +66,9 @@ def start(spec: str, expression: str) -> int:
 def main() -> None:
     """Start all, then serve standard input."""
     expression, specs = sys.argv[1], sys.argv[2:]
+    for spec in specs:
+        for descriptor in spec.split(",")[2:]:
+            os.set_inheritable(int(descriptor), False)  # or each tcpdump would hold its siblings' pipes open
     answer_setgroups()
     children = [start(spec, expression) for spec in specs]
     for spec in specs:

@@ -157,6 +157,7 @@ def test_captures_again_where_an_interface_was_made_anew(near: Namespace) -> Non
         running.restart_ended([Target("near:near", near, "near")])
         assert set(running.taps) == {"near:near"}
         assert running.taps["near:near"].listening
+        assert running.drops() == {"near:near": 0}
 
 
 def test_nothing_runs_on_after_stop(near: Namespace) -> None:
@@ -167,6 +168,22 @@ def test_nothing_runs_on_after_stop(near: Namespace) -> None:
     running.stop()
     assert len(os.listdir("/proc/self/fd")) < before
     assert near.run(["pgrep", "-f", "tcpdump.*-i near$"], check=False).stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("said", "ended"),
+    [
+        ("tcpdump: listening on eth0, link-type EN10MB (Ethernet), snapshot length 262144 bytes\n", False),
+        ("tcpdump: 3 packets captured, 3 packets received by filter, 0 packets dropped by kernel\n", False),
+        ("tcpdump: pcap_loop: The interface disappeared\n", True),
+        ("0 packets captured\n0 packets received by filter\n0 packets dropped by kernel\n", True),
+        ("tcpdump: veth9: No such device exists\n", True),
+    ],
+)
+def test_knows_the_end_of_a_tcpdump_by_its_words(said: str, ended: bool) -> None:
+    tap = Tap(Target("n:e", Namespace(1), "e"), PcapReader("n:e"))
+    tap.say(said.encode())
+    assert tap.ended is ended
 
 
 def test_the_ring_is_bounded() -> None:
