@@ -1,0 +1,88 @@
+"""Where a guest's memory goes, and which kernel a run is on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from testbed.errors import InputError
+from testbed.guest import launch, runs
+
+NEEDED = 512 << 20
+
+
+def statvfs(free: int, flags: int = 0) -> SimpleNamespace:
+    return SimpleNamespace(f_bavail=free // 4096, f_frsize=4096, f_flag=flags)
+
+
+@pytest.fixture
+def mounts(monkeypatch: pytest.MonkeyPatch) -> dict[str, SimpleNamespace]:
+    found: dict[str, SimpleNamespace] = {}
+
+    def look(path: str) -> SimpleNamespace:
+        if path not in found:
+            raise FileNotFoundError(2, "No such file or directory")
+        return found[path]
+
+    monkeypatch.setattr(os, "statvfs", look)
+    monkeypatch.setattr(os, "access", lambda *_: True)
+    return found
+
+
+def test_the_first_folder_that_can_hold_it_is_taken(mounts: dict[str, SimpleNamespace]) -> None:
+    mounts |= {"/a": statvfs(64 << 20), "/b": statvfs(1 << 30, os.ST_NOEXEC), "/c": statvfs(1 << 30)}
+    assert launch.memory_folder(["/none", "/a", "/b", "/c"], NEEDED) == "/c"
+
+
+def test_no_folder_is_an_error_with_each_reason_and_the_cure(mounts: dict[str, SimpleNamespace]) -> None:
+    mounts |= {"/dev/shm": statvfs(64 << 20), "/tmp": statvfs(1 << 30, os.ST_NOEXEC)}
+    with pytest.raises(OSError, match="no folder can hold its memory") as raised:
+        launch.memory_folder(["/gone", "/dev/shm", "/tmp"], NEEDED)
+    text = str(raised.value)
+    for said in ("64 MiB free", "noexec", "/gone: No such file", "TMPDIR", "--shm-size=512m"):
+        assert said in text
+
+
+def test_a_door_is_the_first_folder_that_is_closed_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = {"/a": 0o755, "/a/b": 0o700, "/a/b/c": 0o700}
+    monkeypatch.setattr(os, "stat", lambda path: SimpleNamespace(st_mode=modes[path]))
+    assert launch.closed_door("/a/b/c/d") == "/a/b"
+    assert launch.closed_door("/a/b") == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "value", "rest"),
+    [
+        (["--kernel", "guest", "-k", "x"], "guest", ["-k", "x"]),
+        (["--kernel=host", "--kernel", "guest"], "guest", []),
+        (["-k", "kernel"], None, ["-k", "kernel"]),
+    ],
+)
+def test_an_option_is_read_and_taken_out(options: list[str], value: str | None, rest: list[str]) -> None:
+    assert runs.value_of("--kernel", options) == value
+    assert runs.without("--kernel", options) == rest
+
+
+def test_auto_is_the_guest_only_where_the_host_lacks_something(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(runs.IN_GUEST, raising=False)
+    monkeypatch.setattr(runs, "lacking", lambda run: ("wireguard",) if run == "wireguard" else ())
+    assert runs.choose("vxlan", []) == "host"
+    assert runs.choose("wireguard", []) == "guest"
+    assert "wireguard" in capsys.readouterr().err
+    assert runs.choose("wireguard", ["--kernel", "host"]) == "host"
+    assert runs.choose("vxlan", ["--kernel=guest"]) == "guest"
+    monkeypatch.setenv(runs.IN_GUEST, "7.2")
+    assert runs.choose("wireguard", ["--kernel", "guest"]) == "host", "a guest starts no further one"
+
+
+def test_an_unknown_kernel_and_a_kept_guest_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="hots"):
+        runs.choose("vxlan", ["--kernel", "hots"])
+    with pytest.raises(InputError) as raised:
+        runs.in_guest("vxlan", ["--keep", "--reports", str(tmp_path / "r")])
+    assert "--kernel host" in raised.value.hint
