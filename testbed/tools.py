@@ -22,16 +22,28 @@ class ToolUnavailable(LabError):
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A program: the folder of `tools/` that pins it, and its package."""
+    """A program: the folder of `tools/` that pins it, its package, and what the linker is told."""
 
     folder: str
     package: str
+    linker: tuple[str, ...] = ()
 
 
 TOOLS = {
     "containerlab": Tool("containerlab", "github.com/srl-labs/containerlab"),
     "kind": Tool("kind", "sigs.k8s.io/kind"),
     "kindcheck": Tool("kind", "."),
+    "kubernetes": Tool(
+        "kubernetes",
+        ".",
+        (
+            *("-s", "-w"),  # a third less to copy into a lab
+            # Kubernetes' own build writes its version so; without it the API server takes itself for 0.0.0.
+            "-X=k8s.io/component-base/version.gitVersion=v1.36.3",
+            "-X=k8s.io/component-base/version.gitMajor=1",
+            "-X=k8s.io/component-base/version.gitMinor=36",
+        ),
+    ),
 }
 
 
@@ -49,13 +61,13 @@ def build_tool(name: str) -> Path:
     if go is None:
         raise ToolUnavailable(f"{name} is built with Go, which is missing", hint="install golang-go, or Go from go.dev")
     cache = _cache()
-    program = cache / f"{name}-{_fingerprint(go, source, tool.package)}"
+    program = cache / f"{name}-{_fingerprint(go, source, tool)}"
     if program.exists():
         return program
     with (cache / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not program.exists():  # someone else may have built it while this one waited
-            _build(go, source, tool.package, program)
+            _build(go, source, tool, program)
     return program
 
 
@@ -80,7 +92,7 @@ def _environment() -> dict[str, str]:
 
 def _go(go: str, source: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     # Builds take minutes of both processors, and whoever waits for a lab comes first.
-    argv = ["nice", "-n", "15", go, *arguments]
+    argv = ["nice", "-n", "19", go, *arguments]
     try:
         return subprocess.run(
             argv, cwd=source, env=_environment(), capture_output=True, text=True, timeout=BUILD_SECONDS, check=False
@@ -89,25 +101,27 @@ def _go(go: str, source: Path, *arguments: str) -> subprocess.CompletedProcess[s
         raise ToolUnavailable(f"`go {arguments[0]}` took more than {BUILD_SECONDS:.0f} s", where=str(source)) from None
 
 
-def _fingerprint(go: str, source: Path, package: str) -> str:
-    digest = hashlib.sha256(f"{package}\n{_go(go, source, 'env', 'GOVERSION', 'GOARCH').stdout}".encode())
+def _fingerprint(go: str, source: Path, tool: Tool) -> str:
+    digest = hashlib.sha256(
+        f"{tool.package}{' '.join(tool.linker)}\n{_go(go, source, 'env', 'GOVERSION', 'GOARCH').stdout}".encode()
+    )
     for path in sorted([*source.glob("*.go"), source / "go.mod", source / "go.sum"]):
         digest.update(f"{path.name}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _build(go: str, source: Path, package: str, program: Path) -> None:
+def _build(go: str, source: Path, tool: Tool, program: Path) -> None:
     # Loading the packages fetches their modules, so what fails here is the network or the pins, not the build.
-    loaded = _go(go, source, "list", "-deps", package)
+    loaded = _go(go, source, "list", "-deps", tool.package)
     if loaded.returncode != 0:
         hint = "its Go modules have to be downloaded once"
         raise ToolUnavailable(f"{program.name} cannot be had: {loaded.stderr.strip()[-1000:]}", hint=hint)
     number, aside = tempfile.mkstemp(dir=program.parent, prefix=f".{program.name}.")
     os.close(number)
     try:
-        built = _go(go, source, "build", "-o", aside, package)
+        built = _go(go, source, "build", "-ldflags", " ".join(tool.linker), "-o", aside, tool.package)
         if built.returncode != 0:
-            raise LabError(f"{package} does not build: {built.stderr.strip()[-2000:]}", where=str(source))
+            raise LabError(f"{tool.package} does not build: {built.stderr.strip()[-2000:]}", where=str(source))
         Path(aside).chmod(0o755)
         Path(aside).replace(program)
     finally:
