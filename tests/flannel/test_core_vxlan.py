@@ -67,8 +67,13 @@ def test_order_on_the_way_in_is_neighbour_fdb_route(node: Node) -> None:
     daemon.list()
     record = node.folder / "monitor"
     monitor = node.spawn("ip", "monitor", "all-nsid", "neigh", "route", output=record)
-    node.ip("neigh add 192.168.50.77 lladdr 02:00:00:00:00:77 dev eth0")
-    until(lambda: "192.168.50.77" in record.read_text(), "the monitor listens")
+
+    def listens() -> bool:
+        node.ip("neigh replace 192.168.50.77 lladdr 02:00:00:00:00:77 dev eth0")
+        node.ip("neigh del 192.168.50.77 dev eth0")
+        return "192.168.50.77" in record.read_text()
+
+    until(listens, "the monitor listens")
     daemon.tell(added=peer(2))
     heals(node, 2)
     until(lambda: "10.244.2.0/24 via" in record.read_text(), "the route is told of")
