@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -125,7 +125,22 @@ def pytest_configure(config: pytest.Config) -> None:
             return
         _open_report(config, run)
     except TestbedError as error:
-        pytest.exit(f"error: {error}", returncode=int(error.exit_code))
+        _refuse(config, error)
+
+
+class _Refusal(pytest.exit.Exception):  # type: ignore[name-defined,misc] # pytest has no name for its type
+    """Ends pytest before it has begun."""
+
+
+_Refusal.__name__ = "error"  # pytest prints a class's name in front of its message
+
+
+def _refuse(config: pytest.Config, error: TestbedError) -> NoReturn:
+    """Give up with one message, in the words of every other command."""
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    if reporter is not None:
+        config.pluginmanager.unregister(reporter)  # it would say it again, as an exception
+    raise _Refusal(str(error), returncode=int(error.exit_code))
 
 
 def _open_report(config: pytest.Config, run: Run) -> None:
@@ -247,14 +262,19 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if session.config.getoption("collectonly"):
         return
     record = run.record
+    if exitstatus == pytest.ExitCode.USAGE_ERROR:  # pytest says which; the report of an earlier run stays
+        if run.report:
+            run.report.discard()
+        return
     if exitstatus == pytest.ExitCode.INTERNAL_ERROR or _collection_failed(session, record):
         record.broken = "the test runner itself failed; see above"
     expected = None
     try:
-        expected = load_expected(run.options.backend, "smoke") if _comparable(run) else None
+        expected = load_expected(run.options.backend, _selection(run)) if _comparable(run) else None
         if expected and expected.topology != record.facts["topology"]:
             expected = None
-        if expected and not record.interrupted:
+        # Where a run was stopped, as by a lab that did not come up, its end says why there are fewer.
+        if expected and not (record.interrupted or session.shouldfail or session.shouldstop):
             record.problems = deviations(record, expected)
         code = record.finish(strict=os.environ.get("CI", "").lower() in ("1", "true"))
         place = str(run.report.write(record)) if run.report else ""
@@ -265,12 +285,19 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     run.screen.summary(
         record, expected, list(dict.fromkeys(row.group for row in checks.load_catalogue().values())), place
     )
+    if code == Exit.NOTHING_RAN and not record.outcomes:
+        run.screen.say("nothing ran: no check is selected; `testbed checks` lists them", "yellow")
     session.exitstatus = code
 
 
 def _collection_failed(session: pytest.Session, record: RunRecord) -> bool:
     """Whether a file of the suites could not even be read."""
     return session.testsfailed > 0 and not record.outcomes
+
+
+def _selection(run: Run) -> str:
+    """Under which name the run's expected counts are: some checks are about rules of nftables only."""
+    return "smoke_nftables" if run.options.rules == "nftables" else "smoke"
 
 
 def _comparable(run: Run) -> bool:
