@@ -24,7 +24,7 @@ from flannel.kernel.monitor import Monitor
 from flannel.kernel.netlink import Netlink
 from flannel.lease import Lease
 from flannel.reconcile import GRACE, Reconciler
-from flannel.rules.iptables import RulesError, RulesKeeper, RulesWanted
+from flannel.rules.keeper import Keeper, RulesError, RulesWanted
 from flannel.state import Recorded
 from flannel.stores.base import Event, LeaseLost, Message, Renewed, Snapshot, Store, StoreDown, StoreError
 
@@ -97,7 +97,7 @@ class Daemon:
         self._serving = False
         self._store: Store | None = None
         self._backend: Backend | None = None
-        self._rules: RulesKeeper | None = None
+        self._rules: list[Keeper] = []
         self._health: HealthServer | None = None
 
     # -- signals ---------------------------------------------------------------------------------------------------
@@ -145,7 +145,8 @@ class Daemon:
         if options.healthz_port > 0:
             self._health = HealthServer(options.healthz_ip, options.healthz_port)
         conf = self._network_config(store)
-        self._check_host()
+        if not conf.enable_nftables:
+            self._check_host()
         netlink = Netlink()
         external = choose(
             netlink, Wanted(options.iface, options.iface_regex, options.iface_can_reach, options.public_ip)
@@ -187,8 +188,6 @@ class Daemon:
                 log.warning(note)
             if conf.enable_ipv6 or not conf.enable_ipv4:
                 raise Failure("EnableIPv6: IPv6 is not supported yet; use IPv4 alone")
-            if conf.enable_nftables:
-                raise Failure("EnableNFTables: rules by nftables are not supported yet; use iptables")
             log.info(f"Found network config - Backend type: {conf.backend_type}")
             return conf
 
@@ -206,13 +205,30 @@ class Daemon:
             netlink.batch([rtnl.delete_link(link.ifindex)])
 
     def _start_rules(self, conf: netconf.NetConf, lease: Lease, previous: subnetenv.Previous) -> None:
+        from flannel.rules import cleanup
+
         options = self._options
-        wanted = RulesWanted(
-            conf.network, lease.subnet, options.ip_masq, options.iptables_forward_rules,
-            not options.ip_masq_fully_random_disable,
-        )  # fmt: skip
-        self._rules = RulesKeeper(wanted, previous, options.iptables_resync)
-        self._rules.start()
+        wanted: dict[int, RulesWanted] = {
+            network.version: RulesWanted(
+                network, subnet, options.ip_masq, options.iptables_forward_rules,
+                not options.ip_masq_fully_random_disable,
+            )
+            for network, subnet in ((conf.network, lease.subnet),)
+        }  # fmt: skip
+        if conf.enable_nftables:
+            from flannel.rules.nftables import NftablesKeeper
+
+            kinds = dict.fromkeys(wanted, cleanup.NFTABLES)
+            self._rules = [NftablesKeeper(one, options.iptables_resync) for one in wanted.values()]
+        else:
+            from flannel.rules.iptables import IptablesKeeper, ask_flavour
+
+            flavour = ask_flavour()
+            kinds = dict.fromkeys(wanted, cleanup.IPTABLES_NFT if flavour[0] else cleanup.IPTABLES_LEGACY)
+            self._rules = [IptablesKeeper(one, previous, options.iptables_resync, flavour) for one in wanted.values()]
+        cleanup.remove_others(kinds, wanted, previous)
+        for keeper in self._rules:
+            keeper.start()
 
     def _write_subnet_env(self, conf: netconf.NetConf, lease: Lease, backend: Backend) -> None:
         path = self._options.subnet_file
@@ -317,8 +333,8 @@ class Daemon:
     def _close(self) -> None:
         if self._health is not None:
             self._health.ready = False
-        if self._rules is not None:
-            self._rules.stop()
+        for keeper in self._rules:
+            keeper.stop()
         if self._backend is not None:
             self._backend.stop()
         if self._store is not None:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from ipaddress import IPv4Network
-from typing import NamedTuple
+from ipaddress import IPv4Network, IPv6Network
+from typing import NamedTuple, TypeVar
 
 
 class Previous(NamedTuple):
     """What an earlier run wrote; None where it is missing or unusable."""
 
-    network: IPv4Network | None
-    subnet: IPv4Network | None
+    network: IPv4Network | None = None
+    subnet: IPv4Network | None = None
+    network6: IPv6Network | None = None
+    subnet6: IPv6Network | None = None
+
+    def of(self, version: int) -> tuple[IPv4Network | IPv6Network | None, IPv4Network | IPv6Network | None]:
+        """Network and subnet of IP version 4 or 6."""
+        return (self.network, self.subnet) if version == 4 else (self.network6, self.subnet6)
 
 
 def render(network: IPv4Network, subnet: IPv4Network, mtu: int, masquerade: bool) -> str:
@@ -61,12 +67,20 @@ def read(path: str) -> Previous:
                 if equals:
                     values[key.strip()] = value.strip().strip("\"'")
     except OSError:
-        return Previous(None, None)
-    return Previous(_network(values.get("FLANNEL_NETWORK")), _network(values.get("FLANNEL_SUBNET")))
+        return Previous()
+    return Previous(
+        _network(IPv4Network, values.get("FLANNEL_NETWORK")),
+        _network(IPv4Network, values.get("FLANNEL_SUBNET")),
+        _network(IPv6Network, values.get("FLANNEL_IPV6_NETWORK")),
+        _network(IPv6Network, values.get("FLANNEL_IPV6_SUBNET")),
+    )
 
 
-def _network(text: str | None) -> IPv4Network | None:
+_Family = TypeVar("_Family", IPv4Network, IPv6Network)
+
+
+def _network(family: type[_Family], text: str | None) -> _Family | None:
     try:
-        return IPv4Network(text or "", strict=False)
+        return family(text or "", strict=False)
     except ValueError:
         return None

@@ -8,13 +8,14 @@ import pytest
 
 from testbed.checks import check
 from testbed.fixtures import Facts, Path, Paths
+from testbed.flannelspec import NFTABLES
 from testbed.labs.base import Node
 from testbed.nodes.deploy import Cluster
 from testbed.probes.capture import Window
 from testbed.probes.conntrack import Connection, read_connections
 from testbed.probes.detour import detour
 from testbed.probes.flows import Nonce, http_get, ping
-from testbed.probes.rules import Rule, read_table
+from testbed.probes.rules import Rule, read_nft_table, read_table
 
 CHAIN = "FLANNEL-POSTRTG"
 COMMENT = ' -m comment --comment "flanneld masq"'
@@ -33,24 +34,66 @@ def chain(cluster: Cluster, node: Node, name: str) -> tuple[Rule, ...]:
 
 @check("NAT-01")
 def test_rules_are_flannel_s_in_flannel_s_order(cluster: Cluster) -> None:
-    """One jump, and the six rules in the order that they depend on. Source: S4, #1702, k3s#7096."""
+    """One jump, or one hook, and the six rules in the order that they depend on. Source: S4, #1702, k3s#7096."""
     need_masquerading(cluster)
-    network = cluster.flannel.network
-    random = "" if cluster.flannel.flags.boolean("ip-masq-fully-random-disable", default=False) else " --random-fully"
     for node in cluster.members:
-        cidr = cluster.pod_cidr(node.name)
-        wanted = [
-            "-m mark --mark 0x4000/0x4000 -j RETURN",
-            f"-s {cidr} -d {network} -j RETURN",
-            f"-s {network} -d {cidr} -j RETURN",
-            f"! -s {network} -d {cidr} -j RETURN",
-            f"-s {network} ! -d 224.0.0.0/4 -j MASQUERADE{random}",
-            f"! -s {network} -d {network} -j MASQUERADE{random}",
-        ]
+        if cluster.flannel.rules == NFTABLES:
+            table = read_nft_table(node, "ip", "flannel-ipv4")
+            found = list(table["postrtg"].rules) if "postrtg" in table else []
+            assert found == nft_rules(cluster, node), f"{node.name}: {found}"
+            assert table["postrtg"].head == "type nat hook postrouting priority srcnat; policy accept;", node.name
+            continue
         found = [rule.spec.replace(COMMENT, "") for rule in chain(cluster, node, CHAIN)]
-        assert found == wanted, f"{node.name}: {found}"
+        assert found == iptables_rules(cluster, node), f"{node.name}: {found}"
         jumps = [rule for rule in chain(cluster, node, "POSTROUTING") if rule.target == CHAIN]
         assert len(jumps) == 1, f"{node.name}: {len(jumps)} jumps to {CHAIN}"
+
+
+def iptables_rules(cluster: Cluster, node: Node) -> list[str]:
+    """The rules as `iptables -S` prints them, without chain and comment."""
+    network, cidr = cluster.flannel.network, cluster.pod_cidr(node.name)
+    random = " --random-fully" if randomly(cluster) else ""
+    return [
+        "-m mark --mark 0x4000/0x4000 -j RETURN",
+        f"-s {cidr} -d {network} -j RETURN",
+        f"-s {network} -d {cidr} -j RETURN",
+        f"! -s {network} -d {cidr} -j RETURN",
+        f"-s {network} ! -d 224.0.0.0/4 -j MASQUERADE{random}",
+        f"! -s {network} -d {network} -j MASQUERADE{random}",
+    ]
+
+
+def nft_rules(cluster: Cluster, node: Node) -> list[str]:
+    """The same rules as `nft list` prints them."""
+    network, cidr = cluster.flannel.network, cluster.pod_cidr(node.name)
+    random = " fully-random" if randomly(cluster) else ""
+    return [
+        "meta mark & 0x00004000 == 0x00004000 return",
+        f"ip saddr {cidr} ip daddr {network} return",
+        f"ip saddr {network} ip daddr {cidr} return",
+        f"ip saddr != {network} ip daddr {cidr} return",
+        f"ip saddr {network} ip daddr != 224.0.0.0/4 masquerade{random}",
+        f"ip saddr != {network} ip daddr {network} masquerade{random}",
+    ]
+
+
+def randomly(cluster: Cluster) -> bool:
+    """Whether ports are to be mapped at random."""
+    return not cluster.flannel.flags.boolean("ip-masq-fully-random-disable", default=False)
+
+
+@check("NAT-18", rules=NFTABLES)
+def test_nftables_has_flannel_s_tables_and_nothing_else_does(cluster: Cluster) -> None:
+    """The table by its name with its two chains, and no rule of flannel's in iptables. Source: src."""
+    network = cluster.flannel.network
+    for node in cluster.members:
+        table = read_nft_table(node, "ip", "flannel-ipv4")
+        wanted = {"forward", *(["postrtg"] if cluster.flannel.ip_masq else [])}
+        assert set(table) == wanted, f"{node.name}: {sorted(table)}"
+        assert table["forward"].rules == (f"ip saddr {network} accept", f"ip daddr {network} accept"), node.name
+        for flavour in ("iptables-nft", "iptables-legacy"):
+            ours = [rule for rule in read_table(node, flavour, "nat").rules if "flanneld" in rule.spec]
+            assert not ours, f"{node.name}: {flavour} has {ours}"
 
 
 def connections(node: Node, protocol: str, source: IPv4Address, target: IPv4Address) -> list[Connection]:
@@ -72,12 +115,14 @@ def test_pods_see_each_other_s_addresses(path: Path) -> None:
     assert not mine[0].translated, f"{mine[0]}"
 
 
-def masquerade_rule(cluster: Cluster, node: Node) -> Rule:
-    """The rule for what leaves the Network."""
+def masqueraded(cluster: Cluster, node: Node) -> int | None:
+    """How many packets the rule for what leaves the Network has counted; None where rules have no counters."""
+    if cluster.flannel.rules == NFTABLES:
+        return None
     start = f"-s {cluster.flannel.network} ! -d "
     found = [rule for rule in chain(cluster, node, CHAIN) if rule.spec.startswith(start)]
     assert len(found) == 1, f"{node.name}: {len(found)} rules masquerade what leaves the Network"
-    return found[0]
+    return found[0].packets
 
 
 @check("NAT-06")
@@ -85,12 +130,13 @@ def test_packets_to_the_outside_have_the_node_s_address(path: Path, cluster: Clu
     """The answer goes to the node, and the rule counts flows, not packets. Source: S0, S4."""
     need_masquerading(cluster)
     node, nonce = path.source_node, Nonce.new()
-    before = masquerade_rule(cluster, node).packets
+    before = masqueraded(cluster, node)
     for flow, count in enumerate((3, 1), 1):
         answer = ping(path.source, path.address, nonce=nonce, count=count)
         assert answer.lost == 0, answer.output
-        added = masquerade_rule(cluster, node).packets - before
-        assert added == flow, f"the rule counted {added} packets for {flow} flows"
+        after = masqueraded(cluster, node)
+        if before is not None and after is not None:
+            assert after - before == flow, f"the rule counted {after - before} packets for {flow} flows"
     ids = {p.icmp.id for p in window.packets(f"{path.source.name}:eth0", nonce, at_least=8) if p.icmp}
     tracked = [c for c in connections(node, "icmp", path.source.address, path.address) if c.original.id in ids]
     assert len(tracked) == len(ids) == 2, f"{len(tracked)} connections tracked for {len(ids)} flows"

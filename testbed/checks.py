@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import yaml
 
@@ -89,16 +89,17 @@ def _row(item: Mapping[str, Any], needs: Mapping[str, str]) -> Row:
     )
 
 
-def check(row: str, *, encapsulated: bool = False, direct: bool = False) -> Callable[[F], F]:
+def check(row: str, *, encapsulated: bool = False, direct: bool = False, rules: str = "") -> Callable[[F], F]:
     """Mark a function of `suites/` as the check of a catalogue row.
 
     With a `path` fixture it runs once for each of the row's paths.  `encapsulated` leaves out the paths that the
-    backend under test goes without a tunnel, `direct` those that it encapsulates.
+    backend under test goes without a tunnel, `direct` those that it encapsulates.  With `rules` it is about runs with
+    those (`--rules`) only.
     """
     import pytest  # listing the catalogue does without it
 
-    mark: Callable[[F], F] = pytest.mark.check(row, encapsulated=encapsulated, direct=direct)
-    return mark
+    mark = pytest.mark.check(row, encapsulated=encapsulated, direct=direct, rules=rules)
+    return cast("Callable[[F], F]", mark)
 
 
 def inconclusive(reason: str) -> NoReturn:

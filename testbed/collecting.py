@@ -38,10 +38,11 @@ def parametrise(metafunc: pytest.Metafunc, run: Run) -> None:
     marker = next(metafunc.definition.iter_markers("check"))
     row = checks.load_catalogue().get(marker.args[0])
     paths = checks.paths_of(run.lab, run.options.backend)
+    about = {key: marker.kwargs.get(key, False) for key in ("encapsulated", "direct")}
     kinds = [
         kind
         for kind in (row.paths if row else ())
-        if kind in checks.TRAFFIC and checks.applies(kind, run.options.backend, **marker.kwargs)
+        if kind in checks.TRAFFIC and checks.applies(kind, run.options.backend, **about)
     ]
     specs = [paths[kind] for kind in kinds]
     metafunc.parametrize("path", specs, indirect=True, ids=[f"{run.options.backend}-{spec}" for spec in specs])
@@ -77,7 +78,9 @@ def skip_reason(item: pytest.Item) -> str:
 
 def select(session: pytest.Session, config: pytest.Config, items: list[pytest.Item], run: Run) -> None:
     """Name items by their rows, drop those about other backends, and add the rows that nothing checks yet."""
-    kept, dropped, found = [], [], set()
+    kept: list[pytest.Item] = []
+    dropped: list[pytest.Item] = []
+    found: set[str] = set()
     for item in items:
         if item.get_closest_marker("check") is None:
             kept.append(item)
@@ -88,7 +91,10 @@ def select(session: pytest.Session, config: pytest.Config, items: list[pytest.It
         without_path = (
             spec is not None and "path" in spec.params and not isinstance(spec.params["path"], checks.PathSpec)
         )
-        (dropped if run.options.backend not in row.backends or without_path else kept).append(item)
+        marker = item.get_closest_marker("check")
+        rules = marker.kwargs.get("rules") if marker else None
+        elsewhere = run.options.backend not in row.backends or rules not in (None, "", run.options.rules)
+        (dropped if elsewhere or without_path else kept).append(item)
     if whole_suites(config):
         kept += [
             unwritten(session, row)

@@ -10,6 +10,8 @@ from flannel.kernel.netlink import (
     NETLINK_NETFILTER,
     Message,
     Netlink,
+    NetlinkError,
+    attribute,
     attributes,
     grow_receive_buffer,
     join_group,
@@ -17,7 +19,7 @@ from flannel.kernel.netlink import (
 )
 
 _SUBSYSTEM = 10 << 8
-_DELTABLE, _NEWCHAIN, _DELCHAIN, _NEWRULE, _DELRULE, _GETGEN = 2, 3, 5, 6, 8, 16
+_GETTABLE, _DELTABLE, _NEWCHAIN, _GETCHAIN, _DELCHAIN, _NEWRULE, _DELRULE, _GETGEN = 1, 2, 3, 4, 5, 6, 8, 16
 _GROUP = 7
 _NFGENMSG = b"\0\0\0\0"
 
@@ -27,6 +29,19 @@ def generation(netlink: Netlink) -> int:
     for _, payload in netlink.request(Message(_SUBSYSTEM | _GETGEN, 0, _NFGENMSG)):
         return int.from_bytes(attributes(payload, 4).get(1, b""), "big")
     return 0
+
+
+def exists(netlink: Netlink, version: int, table: str, chain: str = "") -> bool:
+    """Whether the kernel has a table, or a chain in it; never raises where nftables is not there at all."""
+    header = bytes([socket.AF_INET if version == 4 else socket.AF_INET6]) + _NFGENMSG[1:]
+    body = header + attribute(1, table.encode() + b"\0")
+    kind = _GETTABLE
+    if chain:
+        kind, body = _GETCHAIN, body + attribute(3, chain.encode() + b"\0")
+    try:
+        return bool(netlink.request(Message(_SUBSYSTEM | kind, 0, body)))
+    except NetlinkError:
+        return False
 
 
 class RuleWatch:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Network
-from typing import NamedTuple
+from ipaddress import IPv4Network, IPv6Network
+from typing import NamedTuple, TypeAlias
 
 _MASQ, _FORWARD = '-m comment --comment "flanneld masq"', '-m comment --comment "flanneld forward"'
+
+Network: TypeAlias = IPv4Network | IPv6Network
+
+#: What no masquerading is done for, by IP version.
+MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
 
 #: Of each table the chains with their rules, as `iptables-save` prints them.
 Tables = dict[str, dict[str, list[str]]]
@@ -28,7 +33,7 @@ class Group(NamedTuple):
         return f"-j {self.chain}"
 
 
-def masquerade(network: IPv4Network, subnet: IPv4Network, random_fully: bool) -> Group:
+def masquerade(network: Network, subnet: Network, random_fully: bool) -> Group:
     """The rules that masquerade what leaves the network, and what enters it from elsewhere for another node."""
     n, p = network, subnet
     to = "-j MASQUERADE --random-fully" if random_fully else "-j MASQUERADE"
@@ -37,13 +42,13 @@ def masquerade(network: IPv4Network, subnet: IPv4Network, random_fully: bool) ->
         f"-s {p} -d {n} {_MASQ} -j RETURN",
         f"-s {n} -d {p} {_MASQ} -j RETURN",
         f"! -s {n} -d {p} {_MASQ} -j RETURN",
-        f"-s {n} ! -d 224.0.0.0/4 {_MASQ} {to}",
+        f"-s {n} ! -d {MULTICAST[n.version]} {_MASQ} {to}",
         f"! -s {n} -d {n} {_MASQ} {to}",
     )
     return Group("nat", "POSTROUTING", f"{_MASQ} -j FLANNEL-POSTRTG", "FLANNEL-POSTRTG", rules)
 
 
-def forward(network: IPv4Network) -> Group:
+def forward(network: Network) -> Group:
     """The rules that accept forwarded traffic of the network."""
     rules = (f"-s {network} {_FORWARD} -j ACCEPT", f"-d {network} {_FORWARD} -j ACCEPT")
     return Group("filter", "FORWARD", f"{_FORWARD} -j FLANNEL-FWD", "FLANNEL-FWD", rules)

@@ -120,9 +120,10 @@ class Node:
     def start(
         self, *flags: str, backend: dict[str, Any] | None = None, grace: float = 300.0, ready: bool = True,
         environment: dict[str, str] | None = None, network: str = "10.244.0.0/16", subnet: str = OWN,
+        nftables: bool = False,
     ) -> Flanneld:  # fmt: skip
         """Start flanneld; wait until it runs its backend."""
-        conf = {"Network": network, "Backend": backend or {"Type": "vxlan"}}
+        conf = {"Network": network, "EnableNFTables": nftables, "Backend": backend or {"Type": "vxlan"}}
         steered = json.dumps({"conf": conf, "subnet": subnet, "grace": grace})
         daemon = Flanneld(
             [*self._enter, PYTHON, "-IS", str(HERE / "steered_flanneld.py"), *flags],

@@ -76,7 +76,7 @@ def test_subnet_env_is_replaced_in_one_step_and_keeps_its_mode(tmp_path: Path) -
 def test_subnet_env_is_read_back(tmp_path: Path, text: str, subnet: str) -> None:
     (tmp_path / "subnet.env").write_text(text)
     assert str(subnetenv.read(str(tmp_path / "subnet.env")).subnet) == subnet
-    assert subnetenv.read(str(tmp_path / "missing")) == (None, None)
+    assert subnetenv.read(str(tmp_path / "missing")) == subnetenv.Previous()
 
 
 def test_a_file_that_cannot_be_written_warns_and_is_never_ready(node: Node) -> None:

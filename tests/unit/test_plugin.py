@@ -201,7 +201,7 @@ def test_smoke_rows_that_nothing_checks_show_as_skipped(run: Runner) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--lab=clab", "--rules=nftables", "--set=x", "--flanneld=/nowhere/it"], ["clab", "nftables", "K", "nowhere"]),
+        (["--lab=clab", "--rules=ipfw", "--set=x", "--flanneld=/nowhere/it"], ["clab", "ipfw", "K", "nowhere"]),
         (["--lab=moon"], ["'moon' is not known"]),
         (["--kernel=guest"], ["does not work yet"]),
         (["--topology=moon"], ["moon"]),
@@ -215,7 +215,21 @@ def test_wrong_input_is_refused_before_anything_is_made(run: Runner, options: li
     assert ended.code == 3, ended.output
     assert all(word in ended.output for word in words), ended.output
     assert "Traceback" not in ended.output
+    assert ended.output.startswith("error: "), ended.output
+    assert ended.output.count("error: ") == 1, ended.output
     assert not ended.report.exists()
+
+
+def test_what_selects_nothing_says_so_and_a_wrong_selection_keeps_the_report(run: Runner) -> None:
+    one = "@check('LSE-01')\ndef test_a(): pass"
+    held = run(one)
+    wrong = run(one, "-k", "LSE(")
+    assert wrong.code in (3, 4)  # pytest's own 4 is made 3 by `testbed run`
+    assert "Wrong expression" in wrong.output
+    assert json.loads((wrong.report / "checks.json").read_text())["run"]["exit"] == 0
+    assert sorted(path.name for path in held.report.parent.glob(".*")) == [f".{held.report.name}.lock"]
+    nothing = run(one, "-k", "LSE-99")
+    assert "nothing ran: no check is selected" in nothing.output
 
 
 def test_the_suites_want_a_backend(run: Runner) -> None:

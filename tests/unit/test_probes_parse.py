@@ -13,7 +13,7 @@ from testbed.probes.conntrack import Tuple, parse_conntrack
 from testbed.probes.detour import next_hop
 from testbed.probes.flows import HttpReply, parse_ping
 from testbed.probes.iproute import documents, parse_ss, parse_state
-from testbed.probes.rules import parse_save
+from testbed.probes.rules import NftChain, parse_nft_table, parse_save
 
 LINKS = [
     {
@@ -204,3 +204,17 @@ def test_how_a_router_reaches_a_node(answer: object, words: str) -> None:
     assert next_hop(Router(answer), IPv4Address("10.0.0.12")) == words.split()  # type: ignore[arg-type]
     with pytest.raises(LabError):
         next_hop(Router([]), IPv4Address("10.0.0.12"))  # type: ignore[arg-type]
+
+
+def test_nftables_chains_by_name() -> None:
+    text = (
+        'table ip flannel-ipv4 {\n\tcomment "x"\n\tchain forward {\n\t\tcomment "y"\n'
+        "\t\ttype filter hook forward priority filter; policy accept;\n\t\tip saddr 10.244.0.0/16 accept\n\t}\n"
+        "\tchain plain {\n\t}\n}\n"
+    )
+    chains = parse_nft_table(text, "node")
+    head = "type filter hook forward priority filter; policy accept;"
+    assert chains == {"forward": NftChain(head, ("ip saddr 10.244.0.0/16 accept",)), "plain": NftChain("", ())}
+    assert parse_nft_table("", "node") == {}
+    with pytest.raises(LabError):
+        parse_nft_table(text[:80], "node")
