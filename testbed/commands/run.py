@@ -93,6 +93,10 @@ class Outcome:
         self.interrupted = False
         self.broken = False
 
+    def pytest_addoption(self, parser: pytest.Parser) -> None:
+        """Let pytest's own words about a wrong option name the command that was given."""
+        parser.prog = "testbed run NAME"
+
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """Called by pytest on Ctrl-C, and on pytest.exit(), which carries a code of its own."""
         self.interrupted = isinstance(excinfo.value, KeyboardInterrupt)
