@@ -64,7 +64,7 @@ class ControlPlane:
             *(f"--tls-cert-file={folder}/apiserver.crt", f"--tls-private-key-file={folder}/apiserver.key"),
             *(f"--client-ca-file={folder}/ca.crt", "--authorization-mode=RBAC"),
             "--service-account-issuer=https://kubernetes.default.svc",
-            f"--service-account-key-file={folder}/tokens.key",
+            f"--service-account-key-file={folder}/tokens.crt",
             f"--service-account-signing-key-file={folder}/tokens.key",
             f"--service-cluster-ip-range={SERVICES}",
             *("--endpoint-reconciler-type=none", "--profiling=false", "--shutdown-delay-duration=0s"),

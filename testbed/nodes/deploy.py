@@ -1,4 +1,4 @@
-"""Putting flannel on a lab's nodes: etcd, the CNI plugins, flanneld, then pods."""
+"""Putting flannel on a lab's nodes: a store, the CNI plugins, flanneld, then pods."""
 
 from __future__ import annotations
 
@@ -27,15 +27,14 @@ from testbed.labs.netns import NetnsLab, NetnsNode
 from testbed.manifest import read_manifest
 from testbed.model import LabSpec
 from testbed.nodes import pods as podlib
-from testbed.nodes.etcd import PREFIX, Etcd
 from testbed.nodes.fabric import wait_converged
+from testbed.nodes.store import LeaseStore, store_of
 from testbed.options import RunOptions
 from testbed.topology import load_topology
 
 FLANNELD = "/opt/flannel/flanneld"
 LIBRARY = "/opt/flannel/lib"
 READY_SECONDS = 20.0
-ETCD_SECONDS = 15.0
 STOP_SECONDS = 10.0
 
 #: Where distributions put the reference CNI plugins.
@@ -65,9 +64,9 @@ class Cluster:
         return tuple(self.lab.node(n.name) for n in self.lab.spec.cluster_nodes)
 
     @property
-    def etcd(self) -> Etcd:
+    def store(self) -> LeaseStore:
         """The lab's store."""
-        return Etcd(self.lab.node(self.lab.spec.control_plane))
+        return store_of(self.options.store, self.lab, self.flannel)
 
     def implementation(self, node: str) -> str:
         """Which flanneld runs there: `bundled`, or the path it was given by."""
@@ -84,22 +83,16 @@ class Cluster:
 
     def leases(self) -> dict[str, dict[str, Any]]:
         """Every lease in the store by node: `key`, and `value` as decoded JSON."""
-        by_address = {str(n.ip): n.name for n in self.lab.spec.cluster_nodes}
-        found = {}
-        for key, text in self.etcd.under(f"{PREFIX}/subnets/").items():
-            value = json.loads(text)
-            address = value.get("PublicIP", "")
-            found[by_address.get(address, address)] = {"key": key, "value": value}
-        return found
+        return self.store.leases()
 
     def flanneld_argv(self, node: str) -> list[str]:
         """The command line of a node's flanneld."""
-        store = [f"--etcd-endpoints={self.etcd.endpoint}", f"--etcd-prefix={PREFIX}"]
-        return [FLANNELD, *store, *self.flannel.args]
+        return [FLANNELD, *self.store.flags(), *self.flannel.args]
 
     def start_flanneld(self, node: str) -> int:
         """Start flanneld; returns its pid on the node. It is ready some time later: see `wait_ready`."""
-        return self.lab.node(node).start(self.flanneld_argv(node), name="flanneld", env=self.flannel.env)
+        env = {**self.flannel.env, **self.store.environment(node)}
+        return self.lab.node(node).start(self.flanneld_argv(node), name="flanneld", env=env)
 
     def flanneld_pid(self, node: str) -> int | None:
         """The pid of the node's flanneld; None where it does not run."""
@@ -300,10 +293,11 @@ def bring_up(options: RunOptions, progress: Progress | None = None) -> Cluster:
 
 
 def deploy(cluster: Cluster, progress: Progress) -> None:
-    """Put etcd, flannel and pods on a bare lab."""
+    """Put a store, flannel and pods on a bare lab."""
     lab, options = cluster.lab, cluster.options
     names = [node.name for node in cluster.members]
-    cluster.etcd.start()
+    store = cluster.store
+    store.start()
     with progress.step(f"Copying flannel and the CNI plugins to {len(names)} nodes"):
         archives: dict[tuple[Path | None, Path | None], bytes] = {}
         for name in names:
@@ -314,9 +308,8 @@ def deploy(cluster: Cluster, progress: Progress) -> None:
         each(lambda n: lab.node(n).run(untar, stdin=archives[(options.implementation(n), options.plugin(n))]), names)
     with progress.step("Waiting for BGP to converge"):
         wait_converged(lab)
-    with progress.step("Writing flannel's configuration to etcd"):
-        cluster.etcd.wait_ready(ETCD_SECONDS)
-        cluster.etcd.put(f"{PREFIX}/config", json.dumps(cluster.flannel.net_conf))
+    with progress.step(f"Writing flannel's configuration to {store.title}"):
+        store.configure()
     with progress.step(f"Starting flanneld ({cluster.flannel.backend.type})"):
         each(cluster.start_flanneld, names)
         cluster.wait_ready(names)

@@ -163,12 +163,14 @@ class Kubernetes:
     def _node_object(self, name: str) -> dict[str, Any]:
         """A node as a kubelet registers it where somebody else has to make its network."""
         address = str(self.lab.node(name).ip)
+        # A kubelet always writes this annotation, and upstream's flanneld panics at a node that has none at all.
+        annotations = {"volumes.kubernetes.io/controller-managed-attach-detach": "true"}
         labels = {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux"}
         waiting = {"type": "NetworkUnavailable", "status": "True", "reason": "NodeInitialization", "message": ""}
         return {
             "apiVersion": "v1",
             "kind": "Node",
-            "metadata": {"name": name, "labels": labels},
+            "metadata": {"name": name, "labels": labels, "annotations": annotations},
             "status": {
                 "addresses": [{"type": "InternalIP", "address": address}, {"type": "Hostname", "address": name}],
                 "conditions": [waiting],
