@@ -14,11 +14,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from testbed.deadline import Deadline
-from testbed.errors import LabError
+from testbed.errors import InputError, LabError
 from testbed.report.junit import to_junit
 from testbed.report.record import RunRecord
 
 LOCK_SECONDS = 30.0
+
+PARTS = frozenset({"checks.json", "junit.xml", "index.html", "failures"})
+"""What a report consists of. A folder with anything else in it is somebody's, and never replaced."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+=@-]+")
 
@@ -41,12 +44,29 @@ def _said(error: OSError, folder: Path) -> LabError:
     return LabError(what, where=str(folder), hint=hints.get(error.errno or 0, "give another folder by --reports"))
 
 
+def _refuse_what_is_no_report(folder: Path) -> None:
+    """A report takes the place of an earlier one, and of nothing else. Raises InputError."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError("this is no folder", where=str(folder), hint="give another one by --reports")
+    strangers = sorted({path.name for path in folder.iterdir()} - PARTS)
+    if strangers:
+        what = f"this is no report but holds {', '.join(strangers[:3])}{', …' * (len(strangers) > 3)}"
+        hint = "a report would replace the whole folder: give one of its own by --reports"
+        raise InputError(what, where=str(folder), hint=hint)
+
+
 class ReportFolder:
-    """The report of one run while it grows beside its final place, `folder`."""
+    """The report of one run while it grows beside its final place, `folder`.
+
+    Raises LabError where nothing can be written there, and InputError where something else than a report is there.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder.absolute()
+        self.folder = Path(os.path.abspath(folder))  # noqa: PTH100 (without the links: the last one is replaced)
         try:
+            _refuse_what_is_no_report(self.folder)
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             self._sweep()
             prefix = f".{self.folder.name}.{os.getpid()}."

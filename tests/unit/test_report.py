@@ -203,6 +203,20 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None
         ReportFolder(tmp_path / "file" / "vxlan")
 
 
+def test_a_report_replaces_nothing_but_a_report(tmp_path: Path) -> None:
+    mine = tmp_path / "mine" / "thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("years of work")
+    (mine.parent / "checks.json").write_text("{}")
+    for place in (mine, mine.parent, mine.parent / "deeper" / ".."):
+        with pytest.raises(InputError, match="--reports"):
+            ReportFolder(place)
+    assert mine.read_text() == "years of work"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    (tmp_path / "empty").mkdir()
+    assert ReportFolder(tmp_path / "empty").write(record(outcome("A-1"))).is_dir()
+
+
 @pytest.mark.parametrize("name", ["../../etc/passwd", "", ".", "a/b:c\0d", "x" * 500])
 def test_file_names_stay_in_their_folder(name: str) -> None:
     safe = safe_name(name)
