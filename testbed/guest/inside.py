@@ -59,11 +59,61 @@ def write(path: str, text: str) -> None:
 # --- the root
 
 
-def load_overlay(modules: str) -> None:
-    """Debian's user-mode-linux has it as a module, which nothing would find yet."""
-    program = os.open(f"{modules}/{os.uname().release}/kernel/fs/overlayfs/overlay.ko", os.O_RDONLY)
-    check(libc.syscall(SYS_FINIT_MODULE[os.uname().machine], program, b"", 0) == 0, "loading overlay")
-    os.close(program)
+#: What Debian's user-mode-linux has as modules and a lab may need; one that is missing closes a feature, no more.
+MODULES = (
+    *("overlay", "veth", "bridge", "br_netfilter", "dummy", "tun", "vxlan", "ipip", "sit", "gre", "ip_gre", "vrf"),
+    *(
+        "af_packet",
+        "ipv6",
+        "nf_conntrack",
+        "nf_conntrack_netlink",
+        "nf_nat",
+        "nf_tables",
+        "nft_compat",
+        "nft_chain_nat",
+    ),
+    *("nft_masq", "nft_nat", "nft_ct", "nft_counter", "iptable_filter", "iptable_nat", "iptable_mangle"),
+    *(
+        "xt_comment",
+        "xt_MASQUERADE",
+        "xt_conntrack",
+        "xt_addrtype",
+        "xt_mark",
+        "xt_nat",
+        "xt_tcpudp",
+        "xt_statistic",
+        "ip_set",
+    ),
+    *("ip_set_hash_net", "xfrm_user", "esp4", "xfrm4_tunnel", "gcm", "seqiv", "cbc", "authenc", "sch_netem", "sch_tbf"),
+    *("wireguard", "packet_diag", "inet_diag", "tcp_diag", "xfrm_algo", "ctr", "ghash-generic", "sha256_generic"),
+)
+
+
+def load_modules(modules: str) -> None:
+    """Load all that a lab may need: nothing would find them once they are needed."""
+    folder = f"{modules}/{os.uname().release}"
+    needs: dict[str, list[str]] = {}
+    places: dict[str, str] = {}
+    with open(f"{folder}/modules.dep") as file:
+        for line in file:
+            path, _, before = line.partition(":")
+            places[os.path.basename(path).partition(".")[0].replace("-", "_")] = path
+            needs[path] = before.split()
+    loaded: set[str] = set()
+
+    def load(path: str) -> None:
+        if path in loaded:
+            return
+        loaded.add(path)
+        for before in reversed(needs.get(path, [])):
+            load(before)
+        program = os.open(f"{folder}/{path}", os.O_RDONLY)
+        libc.syscall(SYS_FINIT_MODULE[os.uname().machine], program, b"", 0)
+        os.close(program)
+
+    for name in MODULES:
+        if found := places.get(name.replace("-", "_")):
+            load(found)
 
 
 def show_modules(modules: str, new: str) -> None:
@@ -76,7 +126,7 @@ def show_modules(modules: str, new: str) -> None:
 def make_root(plan: dict[str, Any]) -> None:
     """Put an overlay over the host's root, fresh kernel file systems into it, and go there for good."""
     if plan["modules"]:
-        load_overlay(plan["modules"])
+        load_modules(plan["modules"])
     mount("tmpfs", NEW_ROOT, 0, f"size={plan['overlay_bytes']},mode=0755")
     for name in ("upper", "work", "new"):
         os.mkdir(f"{NEW_ROOT}/{name}")
@@ -172,6 +222,11 @@ class Job:
             rows, columns = self.terminal
             for line in lines:
                 fcntl.ioctl(line, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+            # This process leads the session, not the command: a leader's end would cut its last output short.
+            # Its part in the background is no reason to refuse it the line.
+            signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+            os.setsid()
+            fcntl.ioctl(lines[0], termios.TIOCSCTTY, 0)
         self.pid = os.fork()
         if not self.pid:
             self._become(plan, ends)
@@ -181,9 +236,12 @@ class Job:
 
     def _become(self, plan: dict[str, Any], ends: list[int]) -> None:
         try:
-            os.setsid()
-            if self.terminal is not None:
-                fcntl.ioctl(ends[0], termios.TIOCSCTTY, 0)
+            if self.terminal is None:
+                os.setsid()
+            else:
+                os.setpgid(0, 0)
+                os.tcsetpgrp(ends[0], os.getpid())
+                signal.signal(signal.SIGTTOU, signal.SIG_DFL)
             os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
             os.dup2(ends[0], 1)
             os.dup2(ends[1], 2)

@@ -289,7 +289,7 @@ def _run_in(
         os.close(held)
         relay.close()
     status = _status(folder)
-    if status is None and interrupts:
+    if status is None and interrupts.count(signal.SIGINT) > 1:
         raise KeyboardInterrupt
     if status is None:
         raise _died(relay.console, code)

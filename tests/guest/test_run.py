@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -253,3 +258,56 @@ def test_a_guest_that_dies_is_the_lab_s_fault_and_shows_its_console(guest: Guest
 def test_it_leaves_no_file_behind(guest: Guest) -> None:
     assert guest.run("true").returncode == 0
     assert [path.name for path in guest.folder.iterdir()] == ["shared"]
+
+
+def test_on_a_terminal_the_command_has_one_and_ctrl_c_reaches_it(guest: Guest) -> None:
+    program = (
+        "import os, sys, time\n"
+        "open('/dev/tty').close()\n"
+        "print(os.isatty(1), os.isatty(2), tuple(os.get_terminal_size()), 'ready', flush=True)\n"
+        "try:\n    time.sleep(600)\nexcept KeyboardInterrupt:\n    print('cleaned'); sys.exit(9)"
+    )
+    pid, terminal = pty.fork()
+    if not pid:
+        argv = guest.argv("/usr/bin/python3", "-I", "-S", "-c", program)
+        os.execve(argv[0], argv, guest.environment)
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 41, 101, 0, 0))
+    said = b""
+
+    def hear() -> bool:
+        nonlocal said
+        try:
+            said += os.read(terminal, 4096)
+        except OSError:
+            return True  # the other end is closed
+        return b"ready" in said
+
+    try:
+        assert wait_until(hear)
+        os.write(terminal, b"\x03")
+        ended: list[int] = []
+        hearing = threading.Thread(target=lambda: wait_until(lambda: bool(hear() and ended)), daemon=True)
+        hearing.start()
+        ended.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        hearing.join(SECONDS)
+    finally:
+        os.close(terminal)
+    assert b"True True (101, 41)" in said
+    assert b"cleaned" in said
+    assert ended == [9]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root has folders that its guest may not read")
+def test_root_s_guest_sees_of_closed_folders_what_it_needs_and_no_more(guest: Guest) -> None:
+    needed, other = guest.folder / "needed", guest.folder / "other"
+    for folder in (needed, other):
+        folder.mkdir()
+        (folder / "file").write_text("data\n")
+    guest.folder.chmod(0o700)
+    script = f"cat {needed}/file; cat {other}/file; echo x >{needed}/file; cat {needed}/file; cat /etc/shadow"
+    argv = guest.argv("sh", "-c", script)
+    done = subprocess.run(argv, capture_output=True, env=guest.environment, cwd=needed, timeout=SECONDS, check=False)
+    assert done.stdout == b"data\nx\n", done.stderr.decode()
+    assert done.stderr.count(b"No such file") == 1
+    assert b"/etc/shadow: Permission denied" in done.stderr
+    assert (needed / "file").read_text() == "data\n"
