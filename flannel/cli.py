@@ -81,12 +81,17 @@ class Options:
     ip_masq: bool
     ip_masq_fully_random_disable: bool
     kube_subnet_mgr: bool
+    kube_api_url: str
+    kube_annotation_prefix: str
+    kubeconfig_file: str
     version: bool
     healthz_ip: str
     healthz_port: int
     iptables_resync: int
     iptables_forward_rules: bool
     ip_blackhole_route: bool
+    net_config_path: str
+    set_node_network_unavailable: bool
     v: int
     help: bool
     ignored: tuple[str, ...]
@@ -177,8 +182,6 @@ def check(options: Options) -> None:
         )
     if not 0 <= options.healthz_port <= 65535:
         raise UsageError(f"-healthz-port is {options.healthz_port}: not a port")
-    if options.kube_subnet_mgr:
-        raise UsageError("-kube-subnet-mgr: leases in the Kubernetes API are not supported yet; use etcd")
     if options.public_ipv6:
         raise UsageError("-public-ipv6: IPv6 is not supported yet")
 

@@ -44,6 +44,15 @@ class Stopped(BaseException):
 
 def open_store(options: cli.Options) -> Store:
     """The store that the options name. Raises StoreError."""
+    if options.kube_subnet_mgr:
+        from flannel.stores.kubernetes import KubeFlags
+        from flannel.stores.kubernetes import open_store as open_kubernetes
+
+        flags = KubeFlags(
+            options.kube_api_url, options.kubeconfig_file, options.kube_annotation_prefix, options.net_config_path,
+            options.set_node_network_unavailable,
+        )  # fmt: skip
+        return open_kubernetes(flags, os.environ, log.by_level)
     from flannel.stores.etcd import EtcdStore
 
     return EtcdStore(
@@ -138,7 +147,7 @@ class Daemon:
         if options.ignored:
             log.warning(f"words after the flags are not read: {' '.join(options.ignored)}")
         self._store = store = self._make_store(options)
-        log.info("Created subnet manager: etcd")
+        log.info(f"Created subnet manager: {store.name}")
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
         log.info("Installing signal handlers")
@@ -148,12 +157,14 @@ class Daemon:
         if not conf.enable_nftables:
             self._check_host()
         netlink = Netlink()
+        remembered = store.remembered()
+        public_ip = remembered.public_ip or options.public_ip
         external = choose(
-            netlink, Wanted(options.iface, options.iface_regex, options.iface_can_reach, options.public_ip)
+            netlink, Wanted(options.iface, options.iface_regex, options.iface_can_reach, public_ip)
         )  # fmt: skip
         previous = subnetenv.read(options.subnet_file)
         recorded = Recorded(options.subnet_file + ".state")
-        left_device = recorded.device
+        left_device, recorded.published = recorded.device, remembered.attrs
         recorded.open()
         if recorded.problem:
             log.warning(f"what this run makes is not recorded for the next one: {recorded.problem}")

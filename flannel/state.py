@@ -11,6 +11,8 @@ import os
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
+from flannel.lease import LeaseAttrs
+
 
 class OffDevice(NamedTuple):
     """A route through the underlay: destination, gateway, and the interface's name (its index does not outlive it)."""
@@ -30,6 +32,7 @@ class Recorded:
         self.routes: set[OffDevice] = set()
         self.device = ""
         self.mac = b""
+        self.published: LeaseAttrs | None = None  # what the store remembers of this node, where it does
         self._load()
 
     def _load(self) -> None:

@@ -57,6 +57,9 @@ class VxlanBackend:
         self._recorded = recorded
         if recorded.device == self._device:
             self._mac = recorded.mac
+        elif recorded.published is not None and recorded.published.backend_type == self.name:
+            # The record does not outlive a reboot, but peers know the MAC address that was published.
+            self._mac = _mac_of(recorded.published) or b""
         self._ensure_link(netlink, self._external)
         return self.attrs()
 
@@ -158,7 +161,9 @@ class VxlanBackend:
         """Neighbour, FDB entry and route of a peer; a plain route where it is direct."""
         if lease.attrs.backend_type != "vxlan":
             raise Ignored(f"its backend is {lease.attrs.backend_type or 'udp or none'!r}, not vxlan")
-        mac = _peer_mac(lease)
+        mac = _mac_of(lease.attrs)
+        if mac is None:
+            raise Ignored(f"its data holds no usable VtepMAC: {lease.attrs.backend_data!r}")
         dst, length = int(lease.subnet.network_address), lease.subnet.prefixlen
         peer = int(lease.attrs.public_ip)
         if self.asks_routes and lease.attrs.public_ip in facts.direct:
@@ -186,15 +191,15 @@ class VxlanBackend:
         """Everything stays: the data path outlives the daemon."""
 
 
-def _peer_mac(lease: Lease) -> bytes:
-    data = lease.attrs.backend_data
+def _mac_of(attrs: LeaseAttrs) -> bytes | None:
+    data = attrs.backend_data
     text = data.get("VtepMAC") if isinstance(data, dict) else None
     try:
         mac = bytes.fromhex(text.replace(":", "").replace("-", "")) if isinstance(text, str) else b""
     except ValueError:
         mac = b""
     if len(mac) != 6 or mac[0] & 1 or not any(mac):
-        raise Ignored(f"its data holds no usable VtepMAC: {data!r}")
+        return None
     return mac
 
 

@@ -82,7 +82,14 @@ Log: TypeAlias = Callable[[str, str], None]
 
 
 class Store(Protocol):
-    """What the daemon may ask of a store."""
+    """What the daemon may ask of a store. `name` is for the log."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    def remembered(self) -> Remembered:
+        """Return what the store has kept of this node. Raises StoreError."""
 
     def network_config(self) -> str:
         """Return the network configuration's JSON text; raises StoreError (the caller asks again)."""

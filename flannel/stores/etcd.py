@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from flannel.lease import Lease, LeaseAttrs
 from flannel.stores.allocate import fits, free_subnets
-from flannel.stores.base import LeaseLost, Log, Post, Renewed, StoreError
+from flannel.stores.base import LeaseLost, Log, Post, Remembered, Renewed, StoreError
 from flannel.stores.etcd_client import EtcdClient, KeyValue, TlsFiles
 from flannel.stores.etcd_watch import LeaseWatcher, OwnLease
 from flannel.stores.leasecodec import lease_key, lease_value, parse_key, parse_value, quoted
@@ -90,6 +90,15 @@ class EtcdStore:
         self._closed = False
         self._post: Post | None = None
         self._watcher: LeaseWatcher | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return "etcd"
+
+    def remembered(self) -> Remembered:
+        """Nothing: of a node etcd has its lease alone, which `acquire` finds."""
+        return Remembered()
 
     def network_config(self) -> str:
         """Return the JSON text at `<prefix>/config`."""

@@ -73,7 +73,6 @@ class KubernetesStore:
         patience: Patience = PATIENCE,
         timing: Timing = TIMING,
     ) -> None:
-        self.name = f"Kubernetes Subnet Manager - {node_name}"
         self.node_name = node_name
         self._client, self._log, self._keys = client, log, Keys(prefix)
         self._conf_path, self._set_condition = conf_path, set_condition
@@ -92,6 +91,11 @@ class KubernetesStore:
         self._watcher: NodeWatcher | None = None
 
     # -- before there is a lease -----------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """What it is called, which upstream's log says as well."""
+        return f"Kubernetes Subnet Manager - {self.node_name}"
 
     def network_config(self) -> str:
         """Return the text of the network configuration's file."""

@@ -2,7 +2,8 @@
 
 `{"snapshot": [lease, ...], "complete": true}`, `{"added": lease}`, `{"removed": lease}`, `{"lost": "why"}`,
 `{"down": "why"}`; a lease is `{"subnet", "ip", "type", "data"}`. What flanneld publishes is printed to standard output.
-`STEERED` in the environment holds the network configuration, the own subnet and the grace period in seconds.
+`STEERED` in the environment holds the network configuration, the own subnet and the grace period in seconds,
+`REMEMBERED` what the store kept of the node: `{"public_ip", "lease"}`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 from flannel import cli, daemon
 from flannel.lease import Lease, LeaseAttrs
 from flannel.netconf import NetConf
-from flannel.stores.base import Event, LeaseLost, Post, Snapshot, StoreDown
+from flannel.stores.base import Event, LeaseLost, Post, Remembered, Snapshot, StoreDown
 
 STEERED: dict[str, Any] = json.loads(os.environ["STEERED"])
 
@@ -33,6 +34,12 @@ def lease(given: dict[str, Any]) -> Lease:
 
 class SteeredStore:
     """A Store whose news come from standard input."""
+
+    name = "steered"
+
+    def remembered(self) -> Remembered:
+        given: dict[str, Any] = json.loads(os.environ.get("REMEMBERED", "{}"))
+        return Remembered(given.get("public_ip", ""), lease(given["lease"]).attrs if "lease" in given else None)
 
     def network_config(self) -> str:
         return json.dumps(STEERED["conf"])

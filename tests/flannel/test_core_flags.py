@@ -76,7 +76,6 @@ def test_a_bad_environment_value_is_an_error() -> None:
     [
         ["--subnet-lease-renew-margin=0"],
         ["--subnet-lease-renew-margin=1440"],
-        ["--kube-subnet-mgr"],
         ["--healthz-port=65536"],
     ],
 )
@@ -99,7 +98,7 @@ def test_the_password_is_not_shown() -> None:
         (["-h"], 0, "-etcd-endpoints"),
         (["--help"], 0, "-etcd-endpoints"),
         (["--nope"], 2, "no flag -nope"),
-        (["--kube-subnet-mgr"], 2, "not supported yet"),
+        (["--kube-subnet-mgr"], 1, "KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT"),
     ],
 )
 def test_exit_status_from_any_folder(words: list[str], code: int, said: str, tmp_path: Path) -> None:
