@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
@@ -68,23 +69,33 @@ def open_store(options: cli.Options) -> Store:
     )
 
 
+#: Backend types by module and class: only the one in use is loaded.
+_BACKENDS = {
+    "vxlan": ("vxlan", "VxlanBackend"),
+    "host-gw": ("hostgw", "HostGwBackend"),
+    "ipip": ("ipip", "IpipBackend"),
+    "udp": ("udp", "UdpBackend"),
+    "extension": ("extension", "ExtensionBackend"),
+    "alloc": ("alloc", "AllocBackend"),
+}
+_INSTEAD = "; use vxlan, or host-gw where the nodes share a link, or extension with commands of your own"
+_REFUSED = {
+    "tencent-vpc": "writes a cloud's route table, which this flanneld does not" + _INSTEAD,
+    **dict.fromkeys(("aws-vpc", "gce", "ali-vpc"), "was taken out of flannel in v0.20.0" + _INSTEAD),
+    **dict.fromkeys(("wireguard", "ipsec"), "is not supported yet; use another backend"),
+}
+
+
 def make_backend(conf: netconf.NetConf, external: External) -> Backend:
     """The backend that the configuration names. Raises BackendError or NetConfError."""
-    if conf.backend_type == "vxlan":
-        from flannel.backends.vxlan import VxlanBackend
-
-        return VxlanBackend(conf, external)
-    if conf.backend_type == "host-gw":
-        from flannel.backends.hostgw import HostGwBackend
-
-        return HostGwBackend(conf, external)
-    if conf.backend_type == "udp":
-        from flannel.backends.udp import UdpBackend
-
-        return UdpBackend(conf, external)
-    if conf.backend_type in ("ipip", "wireguard", "ipsec", "alloc", "extension", "tencent-vpc"):
-        raise BackendError(f"backend type {conf.backend_type!r} is not supported yet; vxlan, host-gw and udp are")
-    raise BackendError(f"unknown backend type {conf.backend_type!r}; known are vxlan, host-gw and udp")
+    known = _BACKENDS.get(conf.backend_type)
+    if known is None:
+        if conf.backend_type in _REFUSED:
+            raise BackendError(f"backend type {conf.backend_type!r} {_REFUSED[conf.backend_type]}")
+        raise BackendError(f"unknown backend type {conf.backend_type!r}; known are {', '.join(_BACKENDS)}")
+    module, name = known
+    backend: Backend = getattr(import_module(f"flannel.backends.{module}"), name)(conf, external)
+    return backend
 
 
 class _AcquiredAgain(NamedTuple):
@@ -211,7 +222,7 @@ class Daemon:
         if not left or left == current:
             return
         link = rtnl.get_link(netlink, name=left)
-        if link is not None and link.kind == "vxlan":
+        if link is not None and link.kind in ("vxlan", "ipip", "wireguard"):
             log.warning(f"removing {left}, which an earlier run made for another configuration")
             netlink.batch([rtnl.delete_link(link.ifindex)])
 

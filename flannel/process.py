@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+from collections.abc import Mapping
 from typing import NamedTuple
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -27,7 +28,9 @@ def find(name: str) -> str:
     return ""
 
 
-def run(argv: list[str], text: str = "", timeout: float = 30.0) -> Outcome:
+def run(
+    argv: list[str], text: str = "", timeout: float = 30.0, environment: Mapping[str, str] | None = None
+) -> Outcome:  # fmt: skip
     """Run a program with `text` on its standard input and return what it said. Seconds of `timeout`; never raises."""
     path = find(argv[0])
     if not path:
@@ -39,7 +42,7 @@ def run(argv: list[str], text: str = "", timeout: float = 30.0) -> Outcome:
         actions = [(os.POSIX_SPAWN_DUP2, file, number) for number, file in enumerate(files)]
         # A handler of ours must not run in the child, and a signal meant for the daemon must still reach it.
         default = [signal.SIGINT, signal.SIGTERM]
-        process = os.posix_spawn(path, argv, os.environ, file_actions=actions, setsigdef=default)
+        process = os.posix_spawn(path, argv, environment or os.environ, file_actions=actions, setsigdef=default)
         code = _wait(process, timeout)
         return Outcome(code, _content(files[1]), _content(files[2]))
     except OSError as error:

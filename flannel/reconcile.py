@@ -430,4 +430,4 @@ class Reconciler:
 
 
 def _shape(link: Link) -> tuple[object, ...]:
-    return link.up, link.mtu, link.mac, link.vxlan
+    return link.up, link.mtu, link.mac, link.vxlan, link.ipip

@@ -22,7 +22,8 @@ def test_peers_of_the_subnet_have_plain_routes(cluster: Cluster, facts: Facts) -
                 found = (routes[0].gateway, routes[0].dev)
                 wanted = (cluster.lab.spec.node(peer).ip, node.spec.underlay.name)
                 if facts.tunnelled(node.name, peer):
-                    wanted = (cidr[0], str(cluster.flannel.tunnel_device))
+                    by = cidr[0] if cluster.flannel.backend.type == "vxlan" else wanted[0]
+                    wanted = (by, str(cluster.flannel.tunnel_device))
                 assert found == wanted, f"{node.name}: {peer}'s {cidr} by {found}"
 
     facts.eventually(look)

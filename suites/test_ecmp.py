@@ -51,7 +51,17 @@ def test_flows_load_every_spine(path: Path, cluster: Cluster) -> None:
     names = uplinks(lab, path.source_node.name)
     if len(names) < 2:
         pytest.skip(f"{lab.topology} has no two ways between its leaves")
-    leaf = cluster.lab.node(str(lab.node(path.source_node.name).rack))
+    counts = sent_by(cluster, path, names)
+    total = sum(counts.values())
+    assert total >= FLOWS, f"{total} packets went up for {FLOWS} flows"
+    shares = {name: 100 * count / total for name, count in counts.items()}
+    fair = 100 / len(names)
+    assert all(abs(share - fair) <= MARGIN for share in shares.values()), f"the uplinks carried {counts}"
+
+
+def sent_by(cluster: Cluster, path: Path, names: list[str]) -> dict[str, int]:
+    """How many packets the leaf sent up by each of its interfaces while many flows passed."""
+    leaf = cluster.lab.node(str(cluster.lab.spec.node(path.source_node.name).rack))
 
     def sent() -> dict[str, int]:
         state = read_state(leaf, fdb=False)
@@ -60,9 +70,25 @@ def test_flows_load_every_spine(path: Path, cluster: Cluster) -> None:
     before = sent()
     many_flows(path)
     after = sent()
-    counts = {name: after[name] - before[name] for name in names}
-    total = sum(counts.values())
+    return {name: after[name] - before[name] for name in names}
+
+
+HASHES_INSIDE = (2, 3)
+"""Values of fib_multipath_hash_policy by which a router looks into a tunnel."""
+
+
+@check("ECMP-03", encapsulated=True)
+def test_the_leaf_s_hash_decides_whether_ipip_spreads(path: Path, cluster: Cluster) -> None:
+    """By the outer header alone all flows of two nodes take one uplink; by the inner one they spread. Source: S0."""
+    names = uplinks(cluster.lab.spec, path.source_node.name)
+    if len(names) < 2:
+        pytest.skip(f"{cluster.lab.spec.topology} has no two ways between its leaves")
+    leaf = cluster.lab.node(str(cluster.lab.spec.node(path.source_node.name).rack))
+    policy = int(leaf.run(["sysctl", "-n", "net.ipv4.fib_multipath_hash_policy"]).stdout)
+    counts = sent_by(cluster, path, names)
+    most, total = max(counts.values()), sum(counts.values())
     assert total >= FLOWS, f"{total} packets went up for {FLOWS} flows"
-    shares = {name: 100 * count / total for name, count in counts.items()}
-    fair = 100 / len(names)
-    assert all(abs(share - fair) <= MARGIN for share in shares.values()), f"the uplinks carried {counts}"
+    if policy in HASHES_INSIDE:
+        assert most < 0.75 * total, f"hash policy {policy}, but the uplinks carried {counts}"
+    else:
+        assert most >= FLOWS, f"hash policy {policy}, but the uplinks carried {counts}"

@@ -35,6 +35,8 @@ _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_TXQLEN, _IFLA_LINKIN
 _INFO_KIND, _INFO_DATA = 1, 2
 _VXLAN_ID, _VXLAN_GROUP, _VXLAN_LINK, _VXLAN_LOCAL, _VXLAN_TTL, _VXLAN_TOS, _VXLAN_LEARNING = 1, 2, 3, 4, 5, 6, 7
 _VXLAN_PROXY, _VXLAN_RSC, _VXLAN_L2MISS, _VXLAN_L3MISS, _VXLAN_PORT, _VXLAN_GBP = 11, 12, 13, 14, 15, 23
+# IFLA_IPTUN_* of an ipip device
+_IPTUN_LOCAL, _IPTUN_REMOTE, _IPTUN_TTL, _IPTUN_PROTO, _IPTUN_PMTUDISC = 2, 3, 4, 9, 10
 
 
 class Vxlan(NamedTuple):
@@ -50,6 +52,13 @@ class Vxlan(NamedTuple):
     l2miss: bool = False
 
 
+class Ipip(NamedTuple):
+    """What makes an ipip device what it is; addresses as integers, a `remote` of 0 for any."""
+
+    local: int
+    remote: int
+
+
 class Link(NamedTuple):
     """A network interface as the kernel shows it."""
 
@@ -61,6 +70,7 @@ class Link(NamedTuple):
     kind: str
     vxlan: Vxlan | None
     master: int = 0
+    ipip: Ipip | None = None
 
     @property
     def up(self) -> bool:
@@ -159,7 +169,9 @@ def parse_link(payload: bytes) -> Link:
     found = attributes(payload, _LINK.size)
     info = attributes(found.get(_IFLA_LINKINFO, b""))
     kind = info.get(_INFO_KIND, b"").rstrip(b"\0").decode("ascii", "replace")
-    vxlan = _parse_vxlan(attributes(info.get(_INFO_DATA, b""))) if kind == "vxlan" else None
+    data = attributes(info.get(_INFO_DATA, b"")) if kind in ("vxlan", "ipip") else {}
+    vxlan = _parse_vxlan(data) if kind == "vxlan" else None
+    ipip = Ipip(_integer(data.get(_IPTUN_LOCAL)), _integer(data.get(_IPTUN_REMOTE))) if kind == "ipip" else None
     name = found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode("utf-8", "replace")
     return Link(
         index,
@@ -170,6 +182,7 @@ def parse_link(payload: bytes) -> Link:
         kind,
         vxlan,
         _u32(found.get(_IFLA_MASTER)),
+        ipip,
     )
 
 
@@ -220,6 +233,16 @@ def new_vxlan(name: str, vxlan: Vxlan, mtu: int, mac: bytes) -> Message:
     body = _LINK.pack(0, 0, 0, 0, 0) + attribute(_IFLA_IFNAME, name.encode() + b"\0")
     body += attribute(_IFLA_MTU, _U32.pack(mtu)) + attribute(_IFLA_ADDRESS, mac) + attribute(_IFLA_TXQLEN, _U32.pack(0))
     return Message(NEWLINK, F_CREATE | F_EXCL, body + attribute(_IFLA_LINKINFO, info))
+
+
+def new_ipip(name: str, local: int, mtu: int) -> Message:
+    """Create an ipip device to any remote: TTL and fragmentation are the inner packet's, as upstream has it."""
+    data = attribute(_IPTUN_LOCAL, packed(local)) + attribute(_IPTUN_TTL, b"\0")
+    data += attribute(_IPTUN_PROTO, b"\0") + attribute(_IPTUN_PMTUDISC, b"\0")
+    info = attribute(_INFO_KIND, b"ipip") + attribute(_INFO_DATA, data)
+    body = _LINK.pack(0, 0, 0, 0, 0) + attribute(_IFLA_IFNAME, name.encode() + b"\0")
+    body += attribute(_IFLA_MTU, _U32.pack(mtu)) + attribute(_IFLA_LINKINFO, info)
+    return Message(NEWLINK, F_CREATE | F_EXCL, body)
 
 
 def change_link(index: int, *, mtu: int | None = None, up: bool | None = None, mac: bytes | None = None) -> Message:

@@ -1,0 +1,99 @@
+"""extension and alloc: flannel-behaviour.md, sections 3.7 and 3.8; and the backends that are refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flannel.backends.base import BackendError
+from flannel.backends.extension import ExtensionBackend, expand
+from flannel.daemon import make_backend
+from flannel.netconf import NetConfError
+from tests.flannel.backendlab import EXTERNAL, conf
+from tests.flannel.corelab import Node, peer, until
+
+RECORDING = """#!/bin/sh
+read -r data
+echo "$1 $SUBNET $PUBLIC_IP $NETWORK [$data] $2" >> /run/record
+echo "said by $1"
+"""
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    made = Node(tmp_path)
+    script = tmp_path / "recording"
+    script.write_text(RECORDING)
+    script.chmod(0o755)
+    made.run("cp", str(script), "/run/recording")
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("command", "argv"),
+    [
+        ("ip route add $SUBNET via ${PUBLIC_IP}", ["ip", "route", "add", "10.244.2.0/24", "via", "192.168.50.2"]),
+        ("echo 'a b' | cat; x&&y", ["echo", "'a", "b'", "|", "cat;", "x&&y"]),
+        ("a $NOBODY b", ["a", "", "b"]),
+        ("", []),
+    ],
+)
+def test_a_command_is_words_and_variables_and_no_shell(command: str, argv: list[str]) -> None:
+    assert expand(command, {"SUBNET": "10.244.2.0/24", "PUBLIC_IP": "192.168.50.2"}) == argv
+
+
+def test_a_command_that_is_no_text_is_refused() -> None:
+    with pytest.raises(NetConfError, match="SubnetAddCommand"):
+        ExtensionBackend(conf(Type="extension", SubnetAddCommand=["ip"]), EXTERNAL)
+
+
+def test_commands_run_at_start_and_for_each_peer(node: Node) -> None:
+    keys = ("PreStartupCommand", "PostStartupCommand", "SubnetAddCommand", "SubnetRemoveCommand")
+    backend = {"Type": "extension", **{key: f"/run/recording {key} $SUBNET" for key in keys}}
+    daemon = node.start(backend=backend)
+    assert daemon.published() == {"ip": "192.168.50.1", "type": "extension", "data": "said by PreStartupCommand"}
+    two = {**peer(2, kind="extension"), "data": "theirs"}
+    daemon.list(two, peer(3, kind="vxlan"))
+
+    def record() -> list[str]:
+        return node.run("cat", "/run/record").splitlines()
+
+    started = [
+        "PreStartupCommand    [] ",
+        "PostStartupCommand 10.244.1.0/24 192.168.50.1 10.244.0.0/16 [] 10.244.1.0/24",
+    ]
+    added = "SubnetAddCommand 10.244.2.0/24 192.168.50.2  [theirs] 10.244.2.0/24"
+    until(lambda: record() == [*started, added], f"what was run: {record()}")
+    daemon.tell(removed=two)
+    removed = "SubnetRemoveCommand 10.244.2.0/24 192.168.50.2  [theirs] 10.244.2.0/24"
+    until(lambda: record() == [*started, added, removed], f"what was run: {record()}")
+
+
+def test_a_command_that_fails_is_told_of(node: Node) -> None:
+    refused = node.start(backend={"Type": "extension", "PreStartupCommand": "sh -c"}, ready=False)
+    refused.said("PreStartupCommand ended with 2")
+    assert refused.process.wait(10) == 1
+    daemon = node.start(backend={"Type": "extension", "SubnetAddCommand": "/nowhere/it $SUBNET"})
+    daemon.list(peer(2, kind="extension"))
+    daemon.said("10.244.2.0/24 by 192.168.50.2: SubnetAddCommand ended with 127")
+
+
+def test_alloc_programs_nothing(node: Node) -> None:
+    before = node.ip("route show"), node.ip("-o link show")
+    daemon = node.start(backend={"Type": "alloc"})
+    assert daemon.published() == {"ip": "192.168.50.1", "type": "", "data": None}
+    daemon.list(peer(2, kind=""))
+    daemon.tell(added=peer(3, kind="vxlan"))
+    assert "FLANNEL_MTU=1500" in node.run("cat", "/run/flannel/subnet.env")
+    assert daemon.stop() == 0
+    assert (node.ip("route show"), node.ip("-o link show")) == before
+    assert "ignoring" not in daemon.log
+
+
+@pytest.mark.parametrize("kind", ["tencent-vpc", "aws-vpc", "gce", "ali-vpc"])
+def test_a_cloud_s_backend_is_refused_with_what_to_use_instead(kind: str) -> None:
+    with pytest.raises(BackendError, match=f"{kind}.*use vxlan"):
+        make_backend(conf(Type=kind), EXTERNAL)
