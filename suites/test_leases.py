@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Network
 from itertools import combinations
 
 from testbed.checks import check
@@ -26,7 +26,7 @@ def test_subnet_is_the_first_host_of_the_lease(cluster: Cluster) -> None:
     """FLANNEL_SUBNET is the podCIDR's first host address with its mask. Source: S4."""
     leases = cluster.leases()
     for node in cluster.members:
-        subnet = IPv4Interface(cluster.subnet_env(node.name)["FLANNEL_SUBNET"])
+        subnet = cluster.subnet(node.name)
         assert subnet.ip == subnet.network[1], f"{node.name}: {subnet} is not the first host address"
         leased = leases[node.name]["key"].rpartition("/")[2].replace("-", "/")
         assert subnet.network == IPv4Network(leased), f"{node.name}: the lease is {leased}"

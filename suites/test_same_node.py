@@ -40,7 +40,7 @@ def test_unicast_does_not_reach_the_bridge_itself(path: Path, cluster: Cluster, 
     answer = ping(path.source, path.address, nonce=nonce, count=3)
     assert answer.lost == 0, answer.output
     node = path.source_node.name
-    gateway = facts.link(node, cluster.flannel.bridge).addresses[0].ip
+    gateway = facts.address(node, cluster.flannel.bridge)
     ping(path.source, gateway, nonce=control)
     window.absent(f"{node}:{cluster.flannel.bridge}", nonce, control=control)
 

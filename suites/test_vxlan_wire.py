@@ -120,7 +120,7 @@ def test_pods_speak_to_their_bridge(path: Path, cluster: Cluster, facts: Facts, 
     nonce = round_trips(path)
     near, far = (facts.link(node.name, cluster.flannel.bridge) for node in (path.source_node, path.target_node))
     facts.forget()  # the ping has just made the pod ask for its gateway
-    gateway = near.addresses[0].ip
+    gateway = facts.address(path.source_node.name, cluster.flannel.bridge)
     known = {n.address: n.mac for n in facts.pod(source).neighbours}
     assert known.get(gateway) == near.mac, f"{source.name} has {known} for its gateway {gateway}"
     sent = window.select(f"{source.name}:eth0", nonce, lambda p: ip_of(p).src == source.address, at_least=PINGS)

@@ -113,6 +113,12 @@ class Facts:
         assert link is not None, f"{node} has no device {name}"
         return link
 
+    def address(self, node: str, name: str) -> IPv4Address:
+        """A device's first address, which has to be there."""
+        link = self.link(node, name)
+        assert link.addresses, f"{node}: {name} has no address"
+        return link.addresses[0].ip
+
     def host_veth(self, pod: Pod) -> Link:
         """The node's end of a pod's interface."""
         inside = self.pod(pod).link("eth0")

@@ -49,6 +49,18 @@ class ProductError(TestbedError):
     exit_code = Exit.FAILED
 
 
+class Written(dict[str, Any]):
+    """What flannel wrote, by name; that a name is missing is flannel's fault, and not the lab's."""
+
+    def __init__(self, items: Mapping[str, Any], what: str, where: str = "") -> None:
+        inner = {k: Written(v, f"{what}'s {k}", where) if isinstance(v, dict) else v for k, v in items.items()}
+        super().__init__(inner)
+        self.what, self.where = what, where
+
+    def __missing__(self, key: str) -> Any:
+        raise ProductError(f"{self.what} has no {key}", where=self.where)
+
+
 @dataclass
 class Cluster:
     """A lab with flannel and pods on it."""
@@ -73,17 +85,29 @@ class Cluster:
         return str(self.options.implementation(node) or "bundled")
 
     def subnet_env(self, node: str) -> dict[str, str]:
-        """The node's subnet.env as keys and values. Raises FileNotFoundError."""
-        text = self.lab.node(node).read(self.flannel.subnet_file).decode()
-        return dict(line.partition("=")[::2] for line in text.splitlines())
+        """The node's subnet.env as keys and values. It raises ProductError for one that is not there."""
+        path = self.flannel.subnet_file
+        try:
+            text = self.lab.node(node).read(path).decode(errors="replace")
+        except FileNotFoundError as error:
+            raise ProductError(f"flanneld left no {path}", where=node) from error
+        return Written(dict(line.partition("=")[::2] for line in text.splitlines()), path, node)
+
+    def subnet(self, node: str) -> IPv4Interface:
+        """FLANNEL_SUBNET as the node's subnet.env has it. Raises ProductError."""
+        text = self.subnet_env(node)["FLANNEL_SUBNET"]
+        try:
+            return IPv4Interface(text)
+        except ValueError as error:
+            raise ProductError(f"{self.flannel.subnet_file}: FLANNEL_SUBNET={text} is no subnet", where=node) from error
 
     def pod_cidr(self, node: str) -> IPv4Network:
-        """The subnet that the node leased."""
-        return IPv4Interface(self.subnet_env(node)["FLANNEL_SUBNET"]).network
+        """The subnet that the node leased. Raises ProductError."""
+        return self.subnet(node).network
 
     def leases(self) -> dict[str, dict[str, Any]]:
-        """Every lease in the store by node: `key`, and `value` as decoded JSON."""
-        return self.store.leases()
+        """Every lease in the store by node: `key`, and `value` as decoded JSON; ProductError for what is missing."""
+        return Written(self.store.leases(), f"the list of leases in {self.store.title}")
 
     def flanneld_argv(self, node: str) -> list[str]:
         """The command line of a node's flanneld."""

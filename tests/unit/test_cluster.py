@@ -1,0 +1,65 @@
+"""What checks ask a cluster for: what flannel did not write is flannel's fault, not the lab's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import IPv4Interface
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from testbed.errors import Exit
+from testbed.flannelspec import default_flannel
+from testbed.nodes import deploy
+from testbed.nodes.deploy import Cluster, ProductError
+from testbed.options import RunOptions
+
+
+def cluster(text: str | None, leases: dict[str, Any] | None = None, patch: pytest.MonkeyPatch | None = None) -> Cluster:
+    """A cluster whose every node has that subnet.env, or none."""
+
+    def read(path: str) -> bytes:
+        if text is None:
+            raise FileNotFoundError(path)
+        return text.encode()
+
+    if patch:
+        store = SimpleNamespace(title="etcd", leases=lambda: leases or {})
+        patch.setattr(deploy, "store_of", lambda *_: store)
+    lab = cast("Any", SimpleNamespace(node=lambda name: SimpleNamespace(name=name, read=read)))
+    return Cluster(lab, default_flannel("vxlan"), RunOptions(backend="vxlan", name="x", reports=Path("reports")))
+
+
+@pytest.mark.parametrize(
+    ("text", "ask", "message"),
+    [
+        (None, lambda c: c.subnet_env("worker1"), "worker1: flanneld left no /run/flannel/subnet.env"),
+        ("FLANNEL_MTU=1450\n", lambda c: c.pod_cidr("worker1"), "worker1: /run/.* has no FLANNEL_SUBNET"),
+        ("FLANNEL_SUBNET=moon\n", lambda c: c.pod_cidr("worker1"), "FLANNEL_SUBNET=moon is no subnet"),
+    ],
+)
+def test_a_subnet_env_that_is_not_as_it_should_be(
+    text: str | None, ask: Callable[[Cluster], object], message: str
+) -> None:
+    with pytest.raises(ProductError, match=message) as caught:
+        ask(cluster(text))
+    assert caught.value.exit_code == Exit.FAILED
+
+
+def test_a_subnet_env_as_it_should_be() -> None:
+    made = cluster("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.3.1/24\n")
+    assert made.subnet("worker1") == IPv4Interface("10.244.3.1/24")
+    assert set(made.subnet_env("worker1")) == {"FLANNEL_NETWORK", "FLANNEL_SUBNET"}
+
+
+def test_a_lease_that_lacks_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    lease = {"key": "10.244.3.0-24", "value": {"PublicIP": "10.0.0.12", "BackendData": {"VNI": 1}}}
+    leases = cluster(None, {"worker1": lease}, monkeypatch).leases()
+    assert leases["worker1"]["value"]["BackendData"]["VNI"] == 1
+    assert leases == {"worker1": lease}
+    with pytest.raises(ProductError, match="the list of leases in etcd has no worker2"):
+        leases["worker2"]
+    with pytest.raises(ProductError, match="etcd's worker1's value's BackendData has no VtepMAC"):
+        leases["worker1"]["value"]["BackendData"]["VtepMAC"]
