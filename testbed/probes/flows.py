@@ -91,13 +91,13 @@ def ping(
     if dont_fragment:
         argv += ["-M", "do"]
     result = source.run([*argv, str(target)], check=False, timeout=count * interval + wait + 20)
-    return parse_ping(result.stdout + result.stderr, source.name, result.seconds)
+    return parse_ping(result.stdout + result.stderr, source.name, result.seconds, count)
 
 
-def parse_ping(text: str, where: str, seconds: float = 0.0) -> Ping:
-    """Read what iputils' ping prints. Raises LabError where there is no summary."""
-    if "ping: connect: " in text:  # the kernel has no route, so nothing was sent
-        return Ping(0, 0, (), 1, 0, 0, seconds, text)
+def parse_ping(text: str, where: str, seconds: float = 0.0, count: int = 1) -> Ping:
+    """Read what iputils' ping prints when asked for so many requests. Raises LabError where there is no summary."""
+    if "ping: connect: " in text:  # the kernel has no route: ping gives up before the first one, and all are lost
+        return Ping(count, 0, (), 1, 0, 0, seconds, text)
     summary = _SUMMARY.search(text)
     if summary is None:
         raise LabError(f"ping did not run: {text.strip()[-300:]}", where=where)

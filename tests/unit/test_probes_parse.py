@@ -170,8 +170,8 @@ def test_pings() -> None:
     assert (local.local_mtu, local.path_mtu) == (1450, 0)
     router = parse_ping(f"From 10.0.0.1 icmp_seq=1 Frag needed and DF set (mtu = 1400)\n{SUMMARY}", "n")
     assert (router.local_mtu, router.path_mtu) == (0, 1400)
-    nowhere = parse_ping("ping: connect: Network is unreachable", "n")
-    assert (nowhere.sent, nowhere.received, nowhere.errors) == (0, 0, 1)
+    nowhere = parse_ping("ping: connect: Network is unreachable", "n", count=3)
+    assert (nowhere.lost, nowhere.received, nowhere.errors) == (3, 0, 1)
     with pytest.raises(LabError):
         parse_ping("ping: socket: Operation not permitted", "n")
 
