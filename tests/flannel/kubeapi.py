@@ -8,7 +8,6 @@ import json
 import ssl
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -63,6 +62,7 @@ class SmallApi:
 
         self._server = _serve(Handler)
         self.port = self._server.server_address[1]
+        self.tls: ssl.SSLContext | None = None
 
     def handle(self, handler: _Handler, body: bytes) -> None:
         parts = urlsplit(handler.path)
@@ -315,6 +315,3 @@ class FaultProxy:
         """End it, and all that hangs."""
         self.released.set()
         _stop(self._server)
-
-
-Made = Callable[..., Any]

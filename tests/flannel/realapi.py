@@ -30,7 +30,7 @@ class RealApi:
         (folder / "pki").mkdir()
         for name, data in self.plane.files().items():
             (folder / "pki" / name).write_bytes(data)
-        self.tls = ssl.create_default_context(cafile=str(folder / "pki/ca.crt"))
+        self.tls: ssl.SSLContext | None = ssl.create_default_context(cafile=str(folder / "pki/ca.crt"))
         self.tls.load_cert_chain(folder / "pki/admin.crt", folder / "pki/admin.key")
         self.port = port
         self._running: list[subprocess.Popen[bytes]] = []

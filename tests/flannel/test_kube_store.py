@@ -1,10 +1,12 @@
 """The Kubernetes store: annotations, the podCIDR as lease, list and watch, and what it makes of faults and strangers.
 
-Every test of behaviour runs behind a proxy; those of faults make it fail.
+Each test runs against a small API written for it, and against Kubernetes' own where that can be built. A proxy in front
+of either makes it fail.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 import time
@@ -12,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -24,26 +26,62 @@ from flannel.stores.kubernetes_config import find_access
 from flannel.stores.kubernetes_http import KubeClient
 from flannel.stores.kubernetes_nodes import Keys
 from flannel.stores.kubernetes_watch import Timing
+from testbed.tools import ToolUnavailable
 from tests.flannel.conftest import Recorder, eventually
 from tests.flannel.kubeapi import FaultProxy, SmallApi, annotations_of, node_object
+from tests.flannel.realapi import RealApi
 
 PREFIX = "flannel.alpha.coreos.com/"
 OWN = LeaseAttrs(IPv4Address("192.0.2.1"), "vxlan", {"VNI": 1, "VtepMAC": "0a:00:00:00:00:01"})
 QUICK = Timing(first_back_off=0.05, longest_back_off=0.4, watch_least=20, bookmarks=2.0, grace=2.0, page=3)
 MakeStore = Callable[..., tuple[KubernetesStore, Recorder]]
+Api: TypeAlias = SmallApi | RealApi
 
 
-@pytest.fixture
-def api() -> Iterator[SmallApi]:
-    api = SmallApi()
+@pytest.fixture(scope="module")
+def real_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealApi]:
+    """Kubernetes' own API server, for all tests."""
+    try:
+        api = RealApi(tmp_path_factory.mktemp("kubernetes"))
+    except ToolUnavailable as error:
+        pytest.skip(str(error))
+    try:
+        api.wait_ready()
+        yield api
+    finally:
+        api.close()
+
+
+@pytest.fixture(params=["small", "real"])
+def api(request: pytest.FixtureRequest) -> Iterator[Api]:
+    api = SmallApi() if request.param == "small" else request.getfixturevalue("real_api")
+    if isinstance(api, RealApi):
+        api.delete_all()
     api.put(node_object(1, annotations={}))
     yield api
-    api.close()
+    if isinstance(api, SmallApi):
+        api.close()
 
 
 @pytest.fixture
-def proxy(api: SmallApi) -> Iterator[FaultProxy]:
-    proxy = FaultProxy(api.port)
+def small(api: Api) -> SmallApi:
+    """The small API, for tests that look inside it."""
+    if not isinstance(api, SmallApi):
+        pytest.skip("looks inside the small API")
+    return api
+
+
+@pytest.fixture
+def real(api: Api) -> RealApi:
+    """Kubernetes' own API, for tests of what only that can do."""
+    if not isinstance(api, RealApi):
+        pytest.skip("asks what only Kubernetes' own API can answer")
+    return api
+
+
+@pytest.fixture
+def proxy(api: Api) -> Iterator[FaultProxy]:
+    proxy = FaultProxy(api.port, tls=api.tls)
     yield proxy
     proxy.close()
 
@@ -78,7 +116,7 @@ def following(make_store: MakeStore, conf: NetConf) -> Callable[..., tuple[Kuber
     return follow
 
 
-def annotation(api: SmallApi, name: str, key: str) -> str | None:
+def annotation(api: Api, name: str, key: str) -> str | None:
     text: str | None = api.get(name)["metadata"].get("annotations", {}).get(PREFIX + key)
     return text
 
@@ -91,7 +129,7 @@ def events(recorder: Recorder) -> list[tuple[str, str]]:
     return [(event.kind, str(event.lease.subnet)) for event in recorder.of(Event)]
 
 
-def settled(api: SmallApi, proxy: FaultProxy, recorder: Recorder, number: int = 200) -> None:
+def settled(api: Api, proxy: FaultProxy, recorder: Recorder, number: int = 200) -> None:
     """Wait until the watch tells of a new node: what came before it has been told as well."""
     count = len(recorder.of(Event))
     api.put(node_object(number))
@@ -102,7 +140,7 @@ def settled(api: SmallApi, proxy: FaultProxy, recorder: Recorder, number: int = 
 # -- the own node --------------------------------------------------------------------------------------------------
 
 
-def test_lease_is_the_pod_cidr(api: SmallApi, make_store: MakeStore, conf: NetConf) -> None:
+def test_lease_is_the_pod_cidr(api: Api, make_store: MakeStore, conf: NetConf) -> None:
     store, _ = make_store()
     lease = store.acquire(conf, OWN, None)
     assert (lease.subnet, lease.attrs) == (IPv4Network("10.244.1.0/24"), OWN)
@@ -114,7 +152,7 @@ def test_lease_is_the_pod_cidr(api: SmallApi, make_store: MakeStore, conf: NetCo
     }
 
 
-def test_only_what_changed_is_patched(api: SmallApi, make_store: MakeStore, conf: NetConf, proxy: FaultProxy) -> None:
+def test_only_what_changed_is_patched(api: Api, make_store: MakeStore, conf: NetConf, proxy: FaultProxy) -> None:
     make_store()[0].acquire(conf, OWN, None)
     before = proxy.count("PATCH")
     make_store()[0].acquire(conf, OWN, None)
@@ -126,12 +164,12 @@ def test_only_what_changed_is_patched(api: SmallApi, make_store: MakeStore, conf
         assert api.patches[-1] == {"metadata": {"annotations": {PREFIX + "public-ip": "192.0.2.9"}}}
 
 
-def test_backend_without_data_writes_null(api: SmallApi, make_store: MakeStore, conf: NetConf) -> None:
+def test_backend_without_data_writes_null(api: Api, make_store: MakeStore, conf: NetConf) -> None:
     make_store()[0].acquire(conf, LeaseAttrs(IPv4Address("192.0.2.1"), ""), None)
     assert (annotation(api, "node1", "backend-type"), annotation(api, "node1", "backend-data")) == ("", "null")
 
 
-def test_another_prefix(api: SmallApi, make_store: MakeStore, conf: NetConf) -> None:
+def test_another_prefix(api: Api, make_store: MakeStore, conf: NetConf) -> None:
     make_store(prefix="example.com/net")[0].acquire(conf, OWN, None)
     assert api.get("node1")["metadata"]["annotations"]["example.com/net-public-ip"] == "192.0.2.1"
 
@@ -152,7 +190,7 @@ def test_prefix_that_cannot_be_one(prefix: str) -> None:
         Keys(prefix)
 
 
-def test_operator_overwrites_the_address(api: SmallApi, following: MakeStore) -> None:
+def test_operator_overwrites_the_address(api: Api, following: MakeStore) -> None:
     key = PREFIX + "public-ip-overwrite"
     api.put(node_object(1, annotations={key: "198.51.100.7"}))
     store, recorder = following()
@@ -169,7 +207,7 @@ def test_operator_overwrites_the_address(api: SmallApi, following: MakeStore) ->
     eventually(lambda: recorder.warned("this node's own"), "the peer with our address is refused", 5)
 
 
-def test_overwritten_address_that_is_none(api: SmallApi, make_store: MakeStore, conf: NetConf) -> None:
+def test_overwritten_address_that_is_none(api: Api, make_store: MakeStore, conf: NetConf) -> None:
     api.put(node_object(1, annotations={PREFIX + "public-ip-overwrite": "example.com"}))
     store, recorder = make_store()
     store.acquire(conf, OWN, None)
@@ -177,7 +215,7 @@ def test_overwritten_address_that_is_none(api: SmallApi, make_store: MakeStore, 
     assert any("public-ip-overwrite" in text for level, text in recorder.lines if level == "error")
 
 
-def test_pod_cidr_is_waited_for(api: SmallApi, make_store: MakeStore, conf: NetConf) -> None:
+def test_pod_cidr_is_waited_for(api: Api, make_store: MakeStore, conf: NetConf) -> None:
     api.put(node_object(2, cidr="", annotations={}))
     store, recorder = make_store("node2")
     with pytest.raises(StoreError, match="'node2': pod cidr not assigned.*given up"):
@@ -190,7 +228,7 @@ def test_pod_cidr_is_waited_for(api: SmallApi, make_store: MakeStore, conf: NetC
     assert recorder.warned("pod cidr not assigned")
 
 
-def test_pod_cidr_outside_the_network(api: SmallApi, make_store: MakeStore, conf: NetConf) -> None:
+def test_pod_cidr_outside_the_network(api: Api, make_store: MakeStore, conf: NetConf) -> None:
     api.put(node_object(2, cidr="10.9.2.0/24", annotations={}))
     with pytest.raises(StoreError, match=r"10\.9\.2\.0/24 is not within the Network 10\.244\.0\.0/16"):
         make_store("node2")[0].acquire(conf, OWN, None)
@@ -202,7 +240,7 @@ def test_node_that_is_not_there(make_store: MakeStore, conf: NetConf) -> None:
         make_store("nobody")[0].acquire(conf, OWN, None)
 
 
-def test_what_the_node_published_before_is_remembered(api: SmallApi, make_store: MakeStore, conf: NetConf) -> None:
+def test_what_the_node_published_before_is_remembered(api: Api, make_store: MakeStore, conf: NetConf) -> None:
     store = make_store()[0]
     assert store.remembered() == Remembered()
     store.acquire(conf, OWN, None)
@@ -216,7 +254,7 @@ def test_what_the_node_published_before_is_remembered(api: SmallApi, make_store:
     assert store.remembered() == Remembered()
 
 
-def test_annotations_that_somebody_changed_are_written_again(api: SmallApi, following: MakeStore) -> None:
+def test_annotations_that_somebody_changed_are_written_again(api: Api, following: MakeStore) -> None:
     _, recorder = following()
     api.put(node_object(1, annotations=annotations_of(1, backend_type="host-gw", public_ip=None)))
     eventually(lambda: annotation(api, "node1", "backend-type") == "vxlan", "the type is back", 5)
@@ -224,7 +262,7 @@ def test_annotations_that_somebody_changed_are_written_again(api: SmallApi, foll
     assert recorder.warned("Somebody changed this node's annotations")
 
 
-def test_new_data_is_published(api: SmallApi, following: MakeStore, proxy: FaultProxy) -> None:
+def test_new_data_is_published(api: Api, following: MakeStore, proxy: FaultProxy) -> None:
     store, recorder = following()
     proxy.add("status", "PATCH", status=500, times=2)
     new = {"VNI": 1, "VtepMAC": "0a:00:00:00:00:99"}
@@ -233,7 +271,7 @@ def test_new_data_is_published(api: SmallApi, following: MakeStore, proxy: Fault
     assert not recorder.warned("Somebody changed"), "it was us"
 
 
-def test_condition_is_cleared(api: SmallApi, following: MakeStore, proxy: FaultProxy) -> None:
+def test_condition_is_cleared(api: Api, following: MakeStore, proxy: FaultProxy) -> None:
     proxy.add("drop", "PATCH /api/v1/nodes/node1/status", times=2)
     following()
 
@@ -247,13 +285,13 @@ def test_condition_is_cleared(api: SmallApi, following: MakeStore, proxy: FaultP
     eventually(cleared, "the condition is cleared, at the second try", 5)
 
 
-def test_condition_is_left_alone_if_told_so(api: SmallApi, proxy: FaultProxy, following: MakeStore) -> None:
+def test_condition_is_left_alone_if_told_so(api: Api, proxy: FaultProxy, following: MakeStore) -> None:
     _, recorder = following(set_condition=False)
     settled(api, proxy, recorder)
     assert not api.get("node1").get("status", {}).get("conditions", [])
 
 
-def test_deleted_own_node_is_a_lost_lease(api: SmallApi, following: MakeStore, conf: NetConf) -> None:
+def test_deleted_own_node_is_a_lost_lease(api: Api, following: MakeStore, conf: NetConf) -> None:
     store, recorder = following()
     api.delete("node1")
     (lost,) = recorder.wait(LeaseLost)
@@ -264,7 +302,7 @@ def test_deleted_own_node_is_a_lost_lease(api: SmallApi, following: MakeStore, c
     recorder.wait(Snapshot, 2)
 
 
-def test_another_pod_cidr_is_a_lost_lease(api: SmallApi, following: MakeStore, proxy: FaultProxy) -> None:
+def test_another_pod_cidr_is_a_lost_lease(api: Api, following: MakeStore, proxy: FaultProxy) -> None:
     _, recorder = following()
     # Seen by a list, too: the watch breaks, and by then the node has been made anew.
     proxy.add("error", "watch=1", status=410)
@@ -276,7 +314,7 @@ def test_another_pod_cidr_is_a_lost_lease(api: SmallApi, following: MakeStore, p
 # -- the others ----------------------------------------------------------------------------------------------------
 
 
-def test_list_and_watch(api: SmallApi, following: MakeStore, proxy: FaultProxy) -> None:
+def test_list_and_watch(api: Api, following: MakeStore, proxy: FaultProxy) -> None:
     for number in range(2, 9):
         api.put(node_object(number))
     api.put(node_object(9, annotations={}))
@@ -300,7 +338,7 @@ def test_list_and_watch(api: SmallApi, following: MakeStore, proxy: FaultProxy) 
     assert proxy.count("watch=1") == 1
 
 
-def test_changed_pod_cidr(api: SmallApi, following: MakeStore) -> None:
+def test_changed_pod_cidr(api: Api, following: MakeStore) -> None:
     api.put(node_object(2))
     _, recorder = following()
     api.delete("node2")
@@ -309,7 +347,7 @@ def test_changed_pod_cidr(api: SmallApi, following: MakeStore) -> None:
     assert events(recorder) == [("removed", "10.244.2.0/24"), ("added", "10.244.22.0/24")]
 
 
-def test_annotations_that_went_away_remove_nothing(api: SmallApi, following: MakeStore, proxy: FaultProxy) -> None:
+def test_annotations_that_went_away_remove_nothing(api: Api, following: MakeStore, proxy: FaultProxy) -> None:
     api.put(node_object(2))
     store, recorder = following()
     api.put(node_object(2, annotations={}))
@@ -319,7 +357,7 @@ def test_annotations_that_went_away_remove_nothing(api: SmallApi, following: Mak
     assert "10.244.2.0/24" in subnets(recorder.wait(Snapshot, 2)[1])
 
 
-def test_two_nodes_with_one_pod_cidr(api: SmallApi, following: MakeStore, proxy: FaultProxy) -> None:
+def test_two_nodes_with_one_pod_cidr(api: Api, following: MakeStore, proxy: FaultProxy) -> None:
     api.put(node_object(2))
     _, recorder = following()
     api.put(node_object(3, cidr="10.244.2.0/24"))
@@ -353,7 +391,7 @@ HOSTILE: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("change", "said"), HOSTILE)
 def test_node_that_cannot_be_used_is_ignored_by_name(
-    api: SmallApi, following: MakeStore, proxy: FaultProxy, change: dict[str, Any], said: str
+    api: Api, following: MakeStore, proxy: FaultProxy, change: dict[str, Any], said: str
 ) -> None:
     api.put(node_object(3))
     api.put(node_object(2, **change))
@@ -365,7 +403,7 @@ def test_node_that_cannot_be_used_is_ignored_by_name(
 
 @pytest.mark.parametrize(("change", "said"), HOSTILE[4:])
 def test_node_that_becomes_unusable_keeps_its_last_good_data(
-    api: SmallApi, following: MakeStore, proxy: FaultProxy, change: dict[str, Any], said: str
+    api: Api, following: MakeStore, proxy: FaultProxy, change: dict[str, Any], said: str
 ) -> None:
     api.put(node_object(2))
     _, recorder = following()
@@ -378,7 +416,7 @@ def test_node_that_becomes_unusable_keeps_its_last_good_data(
 # -- an API in trouble ---------------------------------------------------------------------------------------------
 
 
-def test_410_lists_again(api: SmallApi, following: MakeStore, proxy: FaultProxy) -> None:
+def test_410_lists_again(api: Api, following: MakeStore, proxy: FaultProxy) -> None:
     api.put(node_object(2))
     _, recorder = following()
     proxy.add("error", "watch=1", status=410)
@@ -389,7 +427,7 @@ def test_410_lists_again(api: SmallApi, following: MakeStore, proxy: FaultProxy)
     settled(api, proxy, recorder)
 
 
-def test_410_for_the_watch_itself_and_within_a_list(api: SmallApi, following: MakeStore, proxy: FaultProxy) -> None:
+def test_410_for_the_watch_itself_and_within_a_list(api: Api, following: MakeStore, proxy: FaultProxy) -> None:
     for number in range(2, 9):
         api.put(node_object(number))
     proxy.add("status", "continue=", status=410)
@@ -401,10 +439,10 @@ def test_410_for_the_watch_itself_and_within_a_list(api: SmallApi, following: Ma
 
 
 def test_list_whose_pages_are_of_different_versions_is_not_used(
-    api: SmallApi, following: MakeStore, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+    small: SmallApi, following: MakeStore, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(2, 9):
-        api.put(node_object(number))
+        small.put(node_object(number))
     real, lies = SmallApi._list, [True]
 
     def lie(self: SmallApi, handler: Any, limit: int, token: str) -> None:
@@ -421,9 +459,7 @@ def test_list_whose_pages_are_of_different_versions_is_not_used(
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_trouble_is_told_once_and_waited_out(
-    api: SmallApi, following: MakeStore, proxy: FaultProxy, status: int
-) -> None:
+def test_trouble_is_told_once_and_waited_out(api: Api, following: MakeStore, proxy: FaultProxy, status: int) -> None:
     api.put(node_object(2))
     _, recorder = following()
     proxy.add("status", "/api/v1/nodes?", status=status, times=3)
@@ -436,7 +472,7 @@ def test_trouble_is_told_once_and_waited_out(
     assert len(recorder.of(Snapshot)) == 2, "one at the start, one when it was back"
 
 
-def test_retry_after_is_obeyed(api: SmallApi, following: MakeStore, proxy: FaultProxy) -> None:
+def test_retry_after_is_obeyed(api: Api, following: MakeStore, proxy: FaultProxy) -> None:
     _, recorder = following()
     proxy.add("status", "watch=1", status=429, headers={"Retry-After": "1"})
     proxy.add("half", "watch=1")
@@ -447,7 +483,7 @@ def test_retry_after_is_obeyed(api: SmallApi, following: MakeStore, proxy: Fault
     assert second - first >= 1.0
 
 
-def test_half_a_line(api: SmallApi, following: MakeStore, proxy: FaultProxy) -> None:
+def test_half_a_line(api: Api, following: MakeStore, proxy: FaultProxy) -> None:
     _, recorder = following()
     proxy.add("half", "watch=1")
     api.put(node_object(3))
@@ -457,7 +493,7 @@ def test_half_a_line(api: SmallApi, following: MakeStore, proxy: FaultProxy) -> 
     assert proxy.count("limit=") == 1, "the watch goes on from where it was"
 
 
-def test_half_a_list(api: SmallApi, make_store: MakeStore, conf: NetConf, proxy: FaultProxy) -> None:
+def test_half_a_list(api: Api, make_store: MakeStore, conf: NetConf, proxy: FaultProxy) -> None:
     for number in range(2, 9):
         api.put(node_object(number))
     proxy.add("half", "continue=")
@@ -468,21 +504,21 @@ def test_half_a_list(api: SmallApi, make_store: MakeStore, conf: NetConf, proxy:
     assert "broke off" in recorder.of(StoreDown)[0].reason
 
 
-def test_watch_that_hangs(api: SmallApi, following: MakeStore, proxy: FaultProxy) -> None:
-    _, recorder = following()
+def test_watch_that_hangs(api: Api, following: MakeStore, proxy: FaultProxy) -> None:
+    _, recorder = following(timing=QUICK._replace(watch_least=2, grace=1.0))
     proxy.add("hang", "watch=1")
     api.put(node_object(3))
     recorder.wait(Event, seconds=15)
     assert "fell silent" in recorder.of(StoreDown)[0].reason
 
 
-def test_call_that_hangs(api: SmallApi, make_store: MakeStore, conf: NetConf, proxy: FaultProxy) -> None:
+def test_call_that_hangs(api: Api, make_store: MakeStore, conf: NetConf, proxy: FaultProxy) -> None:
     proxy.add("hang", "GET /api/v1/nodes/node1")
     store, _ = make_store(timeout=0.5)
     assert store.acquire(conf, OWN, None).subnet == IPv4Network("10.244.1.0/24")
 
 
-def test_outage(api: SmallApi, following: MakeStore, proxy: FaultProxy) -> None:
+def test_outage(api: Api, following: MakeStore, proxy: FaultProxy) -> None:
     api.put(node_object(2))
     _, recorder = following()
     proxy.away = True
@@ -496,7 +532,7 @@ def test_outage(api: SmallApi, following: MakeStore, proxy: FaultProxy) -> None:
     assert len(recorder.of(StoreDown)) == 1
 
 
-def test_api_that_has_forgotten_asks_for_a_new_list(api: SmallApi, following: MakeStore, proxy: FaultProxy) -> None:
+def test_api_that_has_forgotten_asks_for_a_new_list(api: Api, following: MakeStore, proxy: FaultProxy) -> None:
     _, recorder = following()
     proxy.add("error", "watch=1", status=504, reason="Too large resource version: 999, current: 7")
     api.put(node_object(3))
@@ -522,7 +558,7 @@ def flags(url: str = "", kubeconfig: str = "", prefix: str = "flannel.alpha.core
     return KubeFlags(url, kubeconfig, prefix, "/nonexistent/net-conf.json", set_condition=True)
 
 
-def test_node_name(proxy: FaultProxy) -> None:
+def test_node_name(small: SmallApi, proxy: FaultProxy) -> None:
     log = Recorder().log
     assert open_store(flags(proxy.url), {"NODE_NAME": "here"}, log).node_name == "here"
     pod = {"POD_NAME": "flannel-x", "POD_NAMESPACE": "kube-flannel"}
@@ -545,7 +581,7 @@ def test_network_configuration(make_store: MakeStore, tmp_path: Path) -> None:
     assert store.network_config() == '{"Network": "10.244.0.0/16"}'
 
 
-def test_token_is_read_again(api: SmallApi, proxy: FaultProxy, tmp_path: Path) -> None:
+def test_token_is_read_again(small: SmallApi, proxy: FaultProxy, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("first\n")
     access = find_access(proxy.url, "", {})
@@ -553,7 +589,85 @@ def test_token_is_read_again(api: SmallApi, proxy: FaultProxy, tmp_path: Path) -
     client.get("/api/v1/nodes/node1")
     token.write_text("second\n")
     client.get("/api/v1/nodes/node1")
-    assert api.authorizations[-2:] == ["Bearer first", "Bearer second"]
+    assert small.authorizations[-2:] == ["Bearer first", "Bearer second"]
     token.write_text("")
     with pytest.raises(StoreError, match="holds no token"):
         client.get("/api/v1/nodes/node1")
+
+
+# -- what only Kubernetes' own API can answer ----------------------------------------------------------------------
+
+
+def resume_from(store: KubernetesStore, version: str) -> None:
+    """Have the watch broken, and begun again from another version."""
+    watcher = store._watcher
+    assert watcher is not None
+    watcher._version = version
+    watcher._end_stream()
+
+
+@pytest.mark.parametrize("version", ["1", "99999999"])
+def test_version_that_the_api_does_not_have(
+    real: RealApi, following: MakeStore, proxy: FaultProxy, version: str
+) -> None:
+    store, recorder = following()
+    resume_from(store, version)
+    eventually(lambda: proxy.count("limit=") == 2, "the nodes are listed again", 20)
+    recorder.wait(Snapshot, 2)
+    settled(real, proxy, recorder)
+
+
+def kubeconfig(folder: Path, real: RealApi, user: dict[str, str], **cluster: str) -> KubeClient:
+    """A client by a kubeconfig whose certificates stand in it."""
+    config = {
+        "current-context": "x",
+        "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
+        "clusters": [{"name": "x", "cluster": {"server": real.plane.url, **cluster}}],
+        "users": [{"name": "x", "user": user}],
+    }
+    (folder / "kubeconfig").write_text(json.dumps(config))
+    return KubeClient(find_access("", str(folder / "kubeconfig"), {}))
+
+
+def encoded(path: str) -> str:
+    return base64.b64encode(Path(path).read_bytes()).decode()
+
+
+def test_certificates_inline_and_by_path(real: RealApi, tmp_path: Path) -> None:
+    pki = real.plane.folder
+    inline = {"client-certificate-data": encoded(f"{pki}/admin.crt"), "client-key-data": encoded(f"{pki}/admin.key")}
+    by_path = {"client-certificate": f"{pki}/admin.crt", "client-key": f"{pki}/admin.key"}
+    ca, ca_data = {"certificate-authority": f"{pki}/ca.crt"}, {"certificate-authority-data": encoded(f"{pki}/ca.crt")}
+    for user, cluster in (
+        (inline, ca_data),
+        (by_path, ca),
+        (inline, {"tls-server-name": "kubernetes.default.svc", **ca}),
+    ):
+        client = kubeconfig(tmp_path, real, user, **cluster)
+        assert client.get("/api/v1/nodes/node1")["metadata"]["name"] == "node1"
+
+
+def test_server_that_is_not_the_one_is_refused(real: RealApi, tmp_path: Path) -> None:
+    pki = real.plane.folder
+    for cluster in (
+        {},
+        {"certificate-authority": f"{pki}/admin.crt"},
+        {"certificate-authority": f"{pki}/ca.crt", "tls-server-name": "x"},
+    ):
+        client = kubeconfig(tmp_path, real, {"token": "x"}, **cluster)
+        with pytest.raises(StoreError, match="CERTIFICATE_VERIFY_FAILED"):
+            client.get("/api/v1/nodes/node1")
+    broken = kubeconfig(tmp_path, real, {}, **{"certificate-authority": f"{pki}/none.crt"})
+    with pytest.raises(StoreError, match="cannot use the certificates"):
+        broken.get("/api/v1/nodes/node1")
+
+
+def test_token_and_what_it_may_do(real: RealApi, tmp_path: Path) -> None:
+    ca = {"certificate-authority": f"{real.plane.folder}/ca.crt"}
+    with pytest.raises(StoreError, match="401.*not accepted"):
+        kubeconfig(tmp_path, real, {"token": "junk"}, **ca).get("/api/v1/nodes/node1")
+    accounts = "/api/v1/namespaces/default/serviceaccounts"
+    real.ask("POST", accounts, {"metadata": {"name": "nobody"}})
+    _, answer = real.ask("POST", f"{accounts}/nobody/token", {"spec": {}})
+    with pytest.raises(StoreError, match="403.*ClusterRole"):
+        kubeconfig(tmp_path, real, {"token": answer["status"]["token"]}, **ca).get("/api/v1/nodes/node1")
