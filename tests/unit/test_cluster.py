@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import py_compile
+import tempfile
 from collections.abc import Callable
+from importlib import util
 from ipaddress import IPv4Interface
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,3 +66,21 @@ def test_a_lease_that_lacks_something(monkeypatch: pytest.MonkeyPatch) -> None:
         leases["worker2"]
     with pytest.raises(ProductError, match="etcd's worker1's value's BackendData has no VtepMAC"):
         leases["worker1"]["value"]["BackendData"]["VtepMAC"]
+
+
+def test_the_bundled_flannel_is_compiled_as_python_would_and_without_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")  # a killed run would leave it behind
+    deploy.bundled_library.cache_clear()
+    files = deploy.bundled_library()
+    source = tmp_path / "cli.py"
+    source.write_bytes(files["cli.py"])
+    wanted = py_compile.compile(
+        str(source),
+        str(tmp_path / "pyc"),
+        f"{deploy.LIBRARY}/flannel/cli.py",
+        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+    )
+    name = Path(util.cache_from_source("cli.py"))
+    assert files[f"__pycache__/{name.name}"] == Path(str(wanted)).read_bytes()
