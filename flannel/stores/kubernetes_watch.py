@@ -211,6 +211,9 @@ class NodeWatcher:
 
     def _follow(self) -> None:
         """Watch until the stream ends in good order; raises StoreError when it does not."""
+        if self._down and self._history_is_another():
+            self._version = ""
+            return
         timing = self._timing
         seconds = timing.watch_least + random.randrange(timing.watch_least)  # noqa: S311 - it guards nothing
         query: dict[str, str | int] = {
@@ -240,6 +243,14 @@ class NodeWatcher:
                 self._back_off = timing.first_back_off
         if not progress and time.monotonic() - started < 1.0:
             raise UnreachableError("the Kubernetes API ended the watch at once")
+
+    def _history_is_another(self) -> bool:
+        """Whether an API that was away has come back from a backup: a watch from a version yet to come is silent."""
+        version = _page(self._client.get(NODES, {"limit": 1}), "").version
+        if not (version.isdigit() and self._version.isdigit() and int(version) < int(self._version)):
+            return False
+        self._log("warning", "The Kubernetes API's history is another one than before: listing again")
+        return True
 
     def _take(self, event: dict[str, Any], stream: Lines) -> None:
         kind, value = event.get("type"), event.get("object")

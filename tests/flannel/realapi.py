@@ -33,11 +33,19 @@ class RealApi:
         self.tls: ssl.SSLContext | None = ssl.create_default_context(cafile=str(folder / "pki/ca.crt"))
         self.tls.load_cert_chain(folder / "pki/admin.crt", folder / "pki/admin.key")
         self.port = port
-        self._running: list[subprocess.Popen[bytes]] = []
-        for argv in (self.plane.etcd_argv(), self.plane.apiserver_argv()):
-            with (folder / f"{Path(argv[0]).name}.log").open("wb") as log:
-                environment = {"PATH": os.environ["PATH"], "HOME": "/"}
-                self._running.append(subprocess.Popen(argv, stdout=log, stderr=log, env=environment))
+        self._running = [self._start(self.plane.etcd_argv()), self._start(self.plane.apiserver_argv())]
+
+    def _start(self, argv: list[str]) -> subprocess.Popen[bytes]:
+        with (self._folder / f"{Path(argv[0]).name}.log").open("ab") as log:
+            environment = {"PATH": os.environ["PATH"], "HOME": "/"}
+            return subprocess.Popen(argv, stdout=log, stderr=log, env=environment)
+
+    def restart_server(self) -> None:
+        """Kill the API server, and start it again."""
+        self._running[1].kill()
+        self._running[1].wait()
+        self._running[1] = self._start(self.plane.apiserver_argv())
+        self.wait_ready()
 
     def wait_ready(self) -> None:
         """Wait until it serves."""

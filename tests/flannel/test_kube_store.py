@@ -111,6 +111,8 @@ def following(make_store: MakeStore, conf: NetConf) -> Callable[..., tuple[Kuber
         store.acquire(conf, OWN, None)
         store.watch(recorder.post)
         recorder.wait(Snapshot)
+        # What a test makes fail is meant to hit what comes after the first watch.
+        eventually(lambda: store._watcher and store._watcher._stream is not None, "it watches", 10)
         return store, recorder
 
     return follow
@@ -468,7 +470,7 @@ def test_trouble_is_told_once_and_waited_out(api: Api, following: MakeStore, pro
     settled(api, proxy, recorder)
     assert len(recorder.of(StoreDown)) == 1
     assert events(recorder)[0] == ("added", "10.244.3.0/24"), "nothing was lost, and nothing listed anew"
-    assert proxy.count("limit=") == 1
+    assert proxy.count("limit=3") == 1
     assert len(recorder.of(Snapshot)) == 2, "one at the start, one when it was back"
 
 
@@ -490,7 +492,7 @@ def test_half_a_line(api: Api, following: MakeStore, proxy: FaultProxy) -> None:
     recorder.wait(Event)
     assert events(recorder) == [("added", "10.244.3.0/24")]
     assert "watch broke off" in recorder.of(StoreDown)[0].reason
-    assert proxy.count("limit=") == 1, "the watch goes on from where it was"
+    assert proxy.count("limit=3") == 1, "the watch goes on from where it was"
 
 
 def test_half_a_list(api: Api, make_store: MakeStore, conf: NetConf, proxy: FaultProxy) -> None:
@@ -524,7 +526,7 @@ def test_outage(api: Api, following: MakeStore, proxy: FaultProxy) -> None:
     proxy.away = True
     recorder.wait(StoreDown)
     api.delete("node2")
-    eventually(lambda: proxy.count("watch=1") > 4, "it tries again", 10)
+    eventually(lambda: proxy.count("/api/v1/nodes?") > 4, "it tries again", 10)
     proxy.away = False
     recorder.wait(Snapshot, 2)
     recorder.wait(Event)
@@ -598,22 +600,37 @@ def test_token_is_read_again(small: SmallApi, proxy: FaultProxy, tmp_path: Path)
 # -- what only Kubernetes' own API can answer ----------------------------------------------------------------------
 
 
-def resume_from(store: KubernetesStore, version: str) -> None:
-    """Have the watch broken, and begun again from another version."""
+def come_back_at(
+    version: str, store: KubernetesStore, proxy: FaultProxy, recorder: Recorder, meanwhile: Callable[[], None]
+) -> None:
+    """Have an outage, in which the version that all is known up to becomes another one."""
     watcher = store._watcher
     assert watcher is not None
-    watcher._version = version
+    proxy.away = True
     watcher._end_stream()
+    recorder.wait(StoreDown)
+    meanwhile()
+    watcher._version = version
+    proxy.away = False
 
 
-@pytest.mark.parametrize("version", ["1", "99999999"])
-def test_version_that_the_api_does_not_have(
-    real: RealApi, following: MakeStore, proxy: FaultProxy, version: str
-) -> None:
+def test_history_that_is_another_one(api: Api, following: MakeStore, proxy: FaultProxy) -> None:
     store, recorder = following()
-    resume_from(store, version)
-    eventually(lambda: proxy.count("limit=") == 2, "the nodes are listed again", 20)
+    come_back_at("99999999", store, proxy, recorder, lambda: None)
     recorder.wait(Snapshot, 2)
+    assert recorder.warned("history is another one")
+    settled(api, proxy, recorder)
+
+
+def test_api_server_that_restarts_has_forgotten_old_versions(
+    real: RealApi, following: MakeStore, proxy: FaultProxy
+) -> None:
+    real.put(node_object(2))
+    store, recorder = following()
+    come_back_at("2", store, proxy, recorder, real.restart_server)
+    eventually(lambda: proxy.count("limit=3") == 2, "the nodes are listed again", 10)
+    assert subnets(recorder.of(Snapshot)[-1]) == ["10.244.1.0/24", "10.244.2.0/24"]
+    assert any("listing again" in text and "410" in text for _, text in recorder.lines)
     settled(real, proxy, recorder)
 
 
