@@ -205,13 +205,15 @@ def test_root_of_the_guest_cannot_write_to_the_host(anybody: Guest) -> None:
     if anybody.prefix == WITHOUT_NAMESPACES:
         pytest.skip("nothing can be taken away from whoever may make no namespace: the guest has the user's rights")
     inside, outside = anybody.shared / "inside", anybody.folder / "outside"
-    argv = ("/usr/bin/python3", "-I", "-S", "-c", ESCAPE, str(inside), str(outside), "/var/tmp/escape", "/etc/escape")
+    common = Path(f"/var/tmp/testbed-escape-{os.getpid()}")
+    assert not common.exists()
+    argv = ("/usr/bin/python3", "-I", "-S", "-c", ESCAPE, str(inside), str(outside), str(common), "/etc/escape")
     done = anybody.run(*argv)
     said = done.stdout.decode()
     assert f"written {inside}" in said, said + done.stderr.decode()  # the same way works where it may
     assert said.count("refused") == 3, said
-    assert "refused /var/tmp/escape Read-only file system" in said, said  # where its mode would let anybody
-    assert not any(path.exists() for path in (outside, Path("/var/tmp/escape"), Path("/etc/escape")))
+    assert f"refused {common} Read-only file system" in said, said  # where its mode would let anybody
+    assert not any(path.exists() for path in (outside, common, Path("/etc/escape")))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
