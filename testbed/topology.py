@@ -250,7 +250,9 @@ class _Reading:
         nodes: set[str] = set()
         for rack in racks:
             names = [((*rack.path, "leaf"), rack.leaf, "a leaf")] if rack.leaf else []
-            names += [((*rack.path, "nodes", i), name, f"a node of {rack.leaf}") for i, name in rack.nodes]
+            names += [
+                ((*rack.path, "nodes", i), name, f"a node of {rack.leaf or 'the same rack'}") for i, name in rack.nodes
+            ]
             for where, name, role in names:
                 if name in taken:
                     self.fault(where, f"{name} is already {taken[name]}", "names are used once in a lab")

@@ -15,6 +15,8 @@ from testbed.labs.netns import NetnsLab, down_all
 @click.option("--all", "everything", is_flag=True, help="Remove every lab of this user, dead or alive.")
 def down(name: str | None, everything: bool) -> None:
     """Remove a lab; a lab that is not there is removed already."""
+    if everything and name:
+        raise InputError("--all and --name say different things", hint="`testbed down --all` removes every lab")
     if everything:
         removed = down_all()
         click.echo(f"removed {len(removed)}: {', '.join(removed)}" if removed else "no lab was up")
@@ -28,4 +30,4 @@ def down(name: str | None, everything: bool) -> None:
             NetnsLab(record).down()
             click.echo(f"removed {lab_id}")
             return
-    click.echo("no lab was up")
+    click.echo(f"lab {name} was not up" if name else "no lab was up")

@@ -53,9 +53,13 @@ def state_folder() -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
     except OSError as error:
-        raise LabError(f"cannot keep track of labs in {folder}: {error.strerror}") from error
-    if found.st_uid != uid or found.st_mode & 0o077 or folder.is_symlink():
-        raise LabError(f"{folder} can be written by others", hint=f"remove it: rm -r {folder}")
+        hint = "TESTBED_STATE names another folder; the one that it is in has to be there"
+        raise LabError(f"cannot keep track of labs in {folder}: {error.strerror}", hint=hint) from error
+    if folder.is_symlink() or not folder.is_dir() or found.st_uid != uid:
+        hint = "name a folder of your own by TESTBED_STATE"
+        raise LabError(f"cannot keep track of labs in {folder}: it is no folder of yours", hint=hint)
+    if found.st_mode & 0o077:
+        raise LabError(f"{folder}, which keeps track of labs, is open to others", hint=f"chmod 700 {folder}")
     return folder
 
 

@@ -21,7 +21,7 @@ class CniError(TestbedError):
     def __init__(self, where: str, command: str, plugin: str, code: int, text: str) -> None:
         self.code = code
         self.plugin = plugin
-        super().__init__(f"CNI {command} by {plugin} failed with code {code}: {text}", where=where)
+        super().__init__(f"CNI {command} by {plugin} failed with code {code}: {text or 'it said nothing'}", where=where)
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,14 +141,15 @@ class Cluster:
         for name in names:
             if deadline.poll(lambda name=name: self._ready(name)) is None:  # type: ignore[misc]
                 what = f"flanneld wrote no {self.flannel.subnet_file} within {READY_SECONDS:.0f} s"
-                raise ProductError(f"{what}\n{self.flanneld_log(name)}", where=name)
+                raise ProductError(f"{what}\n{self.flanneld_log(name) or '(its log is empty)'}", where=name)
 
     def _ready(self, name: str) -> bool | None:
         node = self.lab.node(name)
         if node.run(["test", "-s", self.flannel.subnet_file], check=False).ok:
             return True
         if self.flanneld_pid(name) is None:
-            raise ProductError(f"flanneld ended instead of getting ready\n{self.flanneld_log(name)}", where=name)
+            said = self.flanneld_log(name) or "(its log is empty)"
+            raise ProductError(f"flanneld ended instead of getting ready\n{said}", where=name)
         return None
 
     def flanneld_log(self, node: str, lines: int = 20) -> str:
@@ -306,7 +307,7 @@ def bring_up(options: RunOptions, progress: Progress | None = None) -> Cluster:
     progress = progress or Quiet()
     spec, flannel = describe_lab(options)
     if not flannel.backend.implemented and not options.flanneld:
-        raise LabError(f"the bundled flanneld has no {flannel.backend.type} backend yet", hint="give one by --flanneld")
+        raise LabError(f"the bundled flanneld cannot do {flannel.backend.run} yet", hint="give one by --flanneld")
     cni_folder()
     lab = netns.bring_up(spec, progress=progress)
     try:

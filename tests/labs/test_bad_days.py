@@ -9,7 +9,7 @@ import pytest
 
 from testbed.errors import CommandError, Exit, LabError
 from testbed.labs import netns, state
-from testbed.nodes import deploy, etcd
+from testbed.nodes import deploy, etcd, store
 from testbed.nodes.cni import CniError
 from testbed.nodes.deploy import Cluster, ProductError
 from testbed.options import RunOptions
@@ -66,7 +66,7 @@ def test_a_cni_plugin_that_refuses_is_the_products_failure(options: RunOptions, 
 
 
 def test_an_etcd_that_does_not_answer_is_the_labs_fault(options: RunOptions, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deploy, "ETCD_SECONDS", 1.0)
+    monkeypatch.setattr(store, "ETCD_SECONDS", 1.0)
     monkeypatch.setattr(etcd.Etcd, "start", lambda self: None)
     with pytest.raises(LabError, match="master1: etcd did not answer within 1 s") as caught:
         deploy.bring_up(options)

@@ -39,9 +39,30 @@ def test_no_lab_is_said(testbed: Command) -> None:
         done = testbed(*words)
         assert done.returncode == 0
         assert "no lab" in done.stdout
+    assert testbed("down", "--name", "mine").stdout == "lab mine was not up\n"
+    both = testbed("down", "--all", "--name", "mine")
+    assert (both.returncode, "--all and --name" in both.stderr) == (3, True)
     done = testbed("exec", "worker1", "--", "true")
     assert (done.returncode, done.stderr) == (2, "error: no lab is up\n  hint: `testbed up` makes one\n")
     assert json.loads(testbed("status", "--json").stdout) == {"schema": 1, "labs": []}
+
+
+def test_a_state_folder_that_cannot_be_used(testbed: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o755)
+    (tmp_path / "link").symlink_to(tmp_path / "open")
+    (tmp_path / "file").write_text("")
+    for name, words in (
+        ("open", "is open to others\n  hint: chmod 700"),
+        ("link", "no folder of yours"),
+        ("file", "hint"),
+        ("not/there", "No such file or directory\n  hint: TESTBED_STATE"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv("TESTBED_STATE", str(tmp_path / name))
+            done = testbed("status")
+        assert (done.returncode, done.stderr.count("error: ")) == (2, 1), done.stderr
+        assert words in done.stderr, name
 
 
 def test_a_bare_lab_from_outside(testbed: Command, flat: LabSpec, make_lab: Callable[[LabSpec], NetnsLab]) -> None:
@@ -100,7 +121,7 @@ def test_a_record_that_cannot_be_read_is_an_error_until_all_is_removed(testbed: 
         (["up", "--flanneld", "/nowhere/flanneld"], "there is no file"),
         (["up", "--mtu", "9999"], "9999"),
         (["up", "--net-conf", "Port=x"], "Port"),
-        (["up", "--rules", "nftables"], "nftables does not work yet"),
+        (["up", "--rules", "moon"], "'moon' is not known"),
         (["up", "--nonsense"], "No such option"),
         (["graph", "--topology", "nowhere"], "nowhere"),
     ],
