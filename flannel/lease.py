@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 
@@ -14,12 +14,18 @@ class LeaseAttrs:
     public_ip: IPv4Address
     backend_type: str = ""
     backend_data: Any = None  # decoded JSON; for vxlan {"VNI": 1, "VtepMAC": "aa:…"}
+    public_ip6: IPv6Address | None = None
+    backend_data6: Any = None  # the same for what carries IPv6
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """One node's lease. `expiration` is Unix time in seconds, 0.0 for a reservation (no expiry)."""
+    """One node's lease. `expiration` is Unix time in seconds, 0.0 for a reservation (no expiry).
+
+    `subnet6` is there in dual stack only.
+    """
 
     subnet: IPv4Network
     attrs: LeaseAttrs
     expiration: float = 0.0
+    subnet6: IPv6Network | None = None

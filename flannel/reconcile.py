@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterable
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from flannel import log
 from flannel.backends.base import NOTHING, Backend, BackendError, Facts, Ignored, Wants
@@ -48,14 +48,23 @@ class Reconciler:
         own: IPv4Network,
         recorded: Recorded,
         *,
+        network6: IPv6Network | None = None,
+        own6: IPv6Network | None = None,
         blackhole: bool = False,
         grace: float = GRACE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._netlink = netlink
         self._backend = backend
-        self._network = network
+        self._networks: dict[int, IPv4Network | IPv6Network] = {4: network}
         self._own = own
+        # Our subnets' first addresses, which our devices have.
+        self._bases = {(4, int(own.network_address))}
+        self._own_subnets: tuple[IPv4Network | IPv6Network, ...] = (own,)
+        if network6 is not None and own6 is not None:
+            self._networks[6] = network6
+            self._bases.add((6, int(own6.network_address)))
+            self._own_subnets = (own, own6)
         self._recorded = recorded
         self._blackhole = blackhole
         self._clock = clock
@@ -63,7 +72,7 @@ class Reconciler:
         self._external_flags = -1
         self._known = KnownLeases(own, grace, clock, self._leftovers)
         self._applied: dict[IPv4Network, Wants] = {}
-        self._by_base: dict[int, IPv4Network] = {}
+        self._by_base: dict[tuple[int, int], IPv4Network] = {}
         self._by_mac: dict[bytes, IPv4Network] = {}
         self._own_routes: tuple[Route, ...] = ()
         self._full_at = _NEVER
@@ -90,13 +99,13 @@ class Reconciler:
         """Whether an earlier run left peers in the kernel."""
         if self._recorded.routes:
             return True
-        if self._facts.tunnel is None:
+        if not self._facts.tunnels:
             self._refresh_devices()  # the first list may come before the first comparison
-        tunnel = self._facts.tunnel
         own = self._backend.own(self._facts)
-        return tunnel is not None and any(
+        return bool(self._facts.tunnels) and any(
             self._backend.is_ours(seen, self._facts) and seen.route not in own
-            for seen in rtnl.dump_routes(self._netlink)
+            for version in self._networks
+            for seen in rtnl.dump_routes(self._netlink, version)
         )
 
     def compare_soon(self, delay: float = _SETTLE) -> None:
@@ -119,12 +128,11 @@ class Reconciler:
                 self._notice_address(kind, what)
 
     def _notice_entry(self, kind: int, seen: SeenEntry) -> None:
-        tunnel = self._facts.tunnel
-        if tunnel is None or seen.ifindex != tunnel.ifindex or seen.entry is None:
-            return
         entry = seen.entry
+        if entry is None or all(seen.ifindex != tunnel.ifindex for tunnel in self._facts.tunnels):
+            return
         if isinstance(entry, Neigh):
-            subnet = self._by_base.get(entry.ip)
+            subnet = self._by_base.get((entry.version, entry.ip))
             wanted: tuple[Neigh | Fdb, ...] = self._applied.get(subnet, NOTHING).neighbours if subnet else ()
         else:
             subnet = self._by_mac.get(entry.mac)
@@ -140,19 +148,24 @@ class Reconciler:
 
     def _notice_route(self, kind: int, seen: SeenRoute) -> None:
         route = seen.route
-        subnet = self._by_base.get(route.dst)
+        subnet = self._by_base.get((route.version, route.dst))
         for one in self._applied.get(subnet, NOTHING).routes if subnet else ():
-            if subnet and (one.dst, one.length, one.metric) == (route.dst, route.length, route.metric):
+            if subnet and one.key == route.key:
                 if (kind == rtnl.DELROUTE) == (route == one):
                     self._known.dirty.add(subnet)
                 return
-        underlay = IPv4Address(route.dst) not in self._network and (self._backend.asks_routes or self._failing)
+        underlay = (self._backend.asks_routes or self._failing) and not self._inside(route)
         if underlay or (kind == rtnl.DELROUTE and route in self._own_routes):
             self.compare_soon()
 
+    def _inside(self, route: Route) -> bool:
+        network = self._networks.get(route.version)
+        return network is not None and rtnl.network_of(route).network_address in network
+
     def _notice_link(self, kind: int, link: Link) -> None:
-        tunnel, external = self._facts.tunnel, self._facts.external
-        if tunnel is not None and tunnel.name == link.name:
+        external = self._facts.external
+        tunnel = next((one for one in self._facts.tunnels if one.name == link.name), None)
+        if tunnel is not None:
             same = kind == rtnl.NEWLINK and link.ifindex == tunnel.ifindex and _shape(link) == _shape(tunnel)
             if not same:
                 self.compare_soon()
@@ -163,10 +176,10 @@ class Reconciler:
                 self.compare_soon()
 
     def _notice_address(self, kind: int, address: rtnl.Address) -> None:
-        tunnel = self._facts.tunnel
-        if tunnel is not None and address.ifindex == tunnel.ifindex:
-            own = address.ip == int(self._own.network_address)
-            if own != (kind == rtnl.NEWADDR):
+        if any(address.ifindex == tunnel.ifindex for tunnel in self._facts.tunnels):
+            linklocal = address.version == 6 and address.ip >> 118 == 0xFE80 >> 6
+            own = (address.version, address.ip) in self._bases
+            if own != (kind == rtnl.NEWADDR) and not linklocal and address.version in self._networks:
                 self.compare_soon()
         elif address.ifindex == self._facts.external.ifindex:
             self.compare_soon()
@@ -201,21 +214,21 @@ class Reconciler:
         for subnet in dirty:
             wanted, applied = self._wants(subnet), self._applied.get(subnet, NOTHING)
             for route in applied.routes:
-                if all((one.dst, one.length) != (route.dst, route.length) for one in wanted.routes):
+                if all(one.key != route.key for one in wanted.routes):
                     changes.remove_routes[route] = subnet
                 elif route not in wanted.routes:
                     changes.superseded.append((route, subnet))
             changes.want(subnet, wanted)
             for neighbour in applied.neighbours:
-                replaced = any(one.ip == neighbour.ip for one in wanted.neighbours)
-                if not replaced and self._by_base.get(neighbour.ip) == subnet:
+                replaced = any((one.version, one.ip) == (neighbour.version, neighbour.ip) for one in wanted.neighbours)
+                if not replaced and self._by_base.get((neighbour.version, neighbour.ip)) == subnet:
                     changes.remove_entries[neighbour] = subnet
             for entry in applied.fdb:
                 replaced = any(one.mac == entry.mac for one in wanted.fdb)
                 if not replaced and self._by_mac.get(entry.mac) == subnet:
                     changes.remove_entries[entry] = subnet
             self._note_applied(subnet, wanted)
-        self._backend.update(self._known.leases)
+        self._backend.update(self._known.leases, self._known.may_remove)
         self._apply(changes)
 
     def _compare_all(self) -> None:
@@ -237,8 +250,12 @@ class Reconciler:
             self._note_applied(subnet, wanted)
         own = self._backend.own(self._facts)
         if self._blackhole:
-            base, length = int(self._own.network_address), self._own.prefixlen
-            own += (Route(base, length, 0, 0, False, rtnl.BLACKHOLE, _BLACKHOLE_METRIC),)
+            own += tuple(
+                Route(
+                    int(one.network_address), one.prefixlen, 0, 0, False, rtnl.BLACKHOLE, _BLACKHOLE_METRIC, one.version
+                )
+                for one in self._own_subnets
+            )
         self._own_routes = own
         for route in own:
             everything.routes[route] = self._own
@@ -251,7 +268,7 @@ class Reconciler:
             log.error(f"cannot read the kernel's state: {error}")
             self._full_at = min(self._full_at, self._clock() + _RETRY_FIRST)
             return
-        self._backend.update(self._known.leases)
+        self._backend.update(self._known.leases, self._known.may_remove)
         self._apply(changes, tuple(self._failing))
 
     def _refresh_devices(self) -> bool:
@@ -264,12 +281,13 @@ class Reconciler:
         external = external._replace(ifindex=link.ifindex)
         try:
             tunnel = self._backend.device(self._netlink, external)
+            tunnel6 = self._backend.device6(self._netlink, external)
         except (BackendError, NetlinkError) as error:
             return self._cannot(str(error))
-        before = self._facts.tunnel
-        if before is not None and tunnel is not None and before.ifindex != tunnel.ifindex:
-            log.warning(f"{tunnel.name} was gone; made it again")
-        self._facts = Facts(external, tunnel, self._facts.direct)
+        for before in self._facts.tunnels:
+            if any(one and one.name == before.name and one.ifindex != before.ifindex for one in (tunnel, tunnel6)):
+                log.warning(f"{before.name} was gone; made it again")
+        self._facts = Facts(external, tunnel, self._facts.direct, tunnel6)
         self._complaint = ""
         return True
 
@@ -285,15 +303,19 @@ class Reconciler:
             lease = self._known.leases.get(subnet)
             if lease is None:
                 continue
-            peer = lease.attrs.public_ip
-            try:
-                route = rtnl.lookup_route(self._netlink, int(peer)).route
-            except NetlinkError:
-                route = None
-            if route is not None and route.kind == rtnl.UNICAST and not route.gateway and route.oif:
-                self._facts.direct[peer] = route.oif
-            else:
-                self._facts.direct.pop(peer, None)
+            self._ask_route(lease.attrs.public_ip)
+            if lease.attrs.public_ip6 is not None:
+                self._ask_route(lease.attrs.public_ip6)
+
+    def _ask_route(self, peer: IPv4Address | IPv6Address) -> None:
+        try:
+            route = rtnl.lookup_route(self._netlink, int(peer), peer.version).route
+        except NetlinkError:
+            route = None
+        if route is not None and route.kind == rtnl.UNICAST and not route.gateway and route.oif:
+            self._facts.direct[peer] = route.oif
+        else:
+            self._facts.direct.pop(peer, None)
 
     def _wants(self, subnet: IPv4Network) -> Wants:
         lease = self._known.leases.get(subnet)
@@ -313,24 +335,28 @@ class Reconciler:
         for entry in self._applied.get(subnet, NOTHING).fdb:
             if self._by_mac.get(entry.mac) == subnet:
                 del self._by_mac[entry.mac]
-        base = int(subnet.network_address)
+        before = self._applied.get(subnet, NOTHING)
+        bases = {(route.version, route.dst) for route in (*before.routes, *wanted.routes)}
+        bases.add((4, int(subnet.network_address)))
         if subnet not in self._known.leases:
             self._applied.pop(subnet, None)
-            if self._by_base.get(base) == subnet:
-                del self._by_base[base]
+            for base in bases:
+                if self._by_base.get(base) == subnet:
+                    del self._by_base[base]
             return
         self._applied[subnet] = wanted
-        self._by_base[base] = subnet
+        for base in bases:
+            self._by_base[base] = subnet
         for entry in wanted.fdb:
             self._by_mac[entry.mac] = subnet
 
     def _compare_routes(self, everything: Changes, changes: Changes, may_remove: bool) -> None:
-        wanted = {(route.dst, route.length, route.metric): route for route in everything.routes}
+        wanted = {route.key: route for route in everything.routes}
         there: set[Route] = set()
         names: dict[int, str] = {}
-        for seen in rtnl.dump_routes(self._netlink):
+        for seen in (seen for version in self._networks for seen in rtnl.dump_routes(self._netlink, version)):
             route = seen.route
-            one = wanted.get((route.dst, route.length, route.metric))
+            one = wanted.get(route.key)
             if one is not None:
                 if not seen.multipath and not seen.tos:
                     there.add(route)
@@ -357,35 +383,39 @@ class Reconciler:
         """Those of the routes that go through the underlay, as they are recorded."""
         names = {} if names is None else names
         found = set()
-        tunnel = self._facts.tunnel.ifindex if self._facts.tunnel else 0
+        tunnels = {0, *(tunnel.ifindex for tunnel in self._facts.tunnels)}
         names[self._facts.external.ifindex] = self._facts.external.name
         for route in routes:
-            if route.oif in (0, tunnel) or not route.gateway:
+            if route.oif in tunnels or not route.gateway:
                 continue
             if route.oif not in names:
                 link = rtnl.get_link(self._netlink, index=route.oif)
                 names[route.oif] = link.name if link else ""
-            found.add(OffDevice(rtnl.network_of(route), IPv4Address(route.gateway), names[route.oif]))
+            gateway = ip_address(rtnl.packed(route.gateway, route.version))
+            found.add(OffDevice(rtnl.network_of(route), gateway, names[route.oif]))
         return found
 
     def _compare_entries(self, everything: Changes, changes: Changes, may_remove: bool) -> None:
-        tunnel = self._facts.tunnel
-        if tunnel is None or tunnel.vxlan is None:
-            return
-        wanted_ips = {one.ip for one in everything.entries if isinstance(one, Neigh)}
+        wanted_ips = {(one.version, one.ip) for one in everything.entries if isinstance(one, Neigh)}
         there: set[Neigh | Fdb] = set()
-        for dump in (rtnl.dump_neighbours, rtnl.dump_fdb):
-            for seen in dump(self._netlink, tunnel.ifindex):
-                entry = seen.entry
-                if entry is None or not seen.state & (rtnl.PERMANENT if isinstance(entry, Neigh) else 0xC0):
-                    continue
-                if entry in everything.entries:
-                    there.add(entry)
-                elif may_remove and not (isinstance(entry, Neigh) and entry.ip in wanted_ips):
-                    changes.remove_entries[entry] = self._own
-        for entry, subnet in everything.entries.items():
-            if entry not in there:
-                changes.entries[entry] = subnet
+        for seen in self._seen_entries():
+            entry = seen.entry
+            if entry is None or not seen.state & (rtnl.PERMANENT if isinstance(entry, Neigh) else 0xC0):
+                continue
+            if entry in everything.entries:
+                there.add(entry)
+            elif may_remove and not (isinstance(entry, Neigh) and (entry.version, entry.ip) in wanted_ips):
+                changes.remove_entries[entry] = self._own
+        for one, subnet in everything.entries.items():
+            if one not in there:
+                changes.entries[one] = subnet
+
+    def _seen_entries(self) -> Iterator[SeenEntry]:
+        """Neighbours and FDB entries of our vxlan devices."""
+        for version, tunnel in ((4, self._facts.tunnel), (6, self._facts.tunnel6)):
+            if tunnel is not None and tunnel.vxlan is not None:
+                yield from rtnl.dump_neighbours(self._netlink, tunnel.ifindex, version)
+                yield from rtnl.dump_fdb(self._netlink, tunnel.ifindex)
 
     def _apply(self, changes: Changes, looked_at: Iterable[IPv4Network] = ()) -> None:
         """Send the changes in one batch, and keep for another try what the kernel refused.

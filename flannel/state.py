@@ -8,7 +8,7 @@ record too many, never one too few. Lines that cannot be read are skipped: what 
 from __future__ import annotations
 
 import os
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
 
 from flannel.lease import LeaseAttrs
@@ -17,8 +17,8 @@ from flannel.lease import LeaseAttrs
 class OffDevice(NamedTuple):
     """A route through the underlay: destination, gateway, and the interface's name (its index does not outlive it)."""
 
-    subnet: IPv4Network
-    gateway: IPv4Address
+    subnet: IPv4Network | IPv6Network
+    gateway: IPv4Address | IPv6Address
     interface: str
 
 
@@ -53,7 +53,7 @@ class Recorded:
             # The word alone says that this run has no device of its own.
             self.device, self.mac = (words[1], bytes.fromhex(words[2])) if len(words) > 2 else ("", b"")
         elif words[0] in ("+", "-"):
-            route = OffDevice(IPv4Network(words[1]), IPv4Address(words[2]), words[3])
+            route = OffDevice(ip_network(words[1]), ip_address(words[2]), words[3])
             (self.routes.add if words[0] == "+" else self.routes.discard)(route)
 
     def open(self) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
-from typing import NamedTuple, Protocol
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import NamedTuple
 
 from flannel.interface import External
 from flannel.kernel import rtnl
@@ -35,60 +35,89 @@ NOTHING = Wants()
 class Facts(NamedTuple):
     """What the backend's answer depends on besides the lease: our devices, and which peers are on our own links.
 
-    `tunnel` is None for a backend without a device; `direct` maps a peer's address to the interface by which the kernel
-    reaches it without a gateway.
+    `tunnel` is None for a backend without a device, `tunnel6` (what carries IPv6) also without IPv6; they may be one
+    device. `direct` maps a peer's address to the interface by which the kernel reaches it without a gateway.
     """
 
     external: External
     tunnel: Link | None
-    direct: dict[IPv4Address, int]
+    direct: dict[IPv4Address | IPv6Address, int]
+    tunnel6: Link | None = None
+
+    @property
+    def tunnels(self) -> tuple[Link, ...]:
+        """Our devices, each once."""
+        first, second = self.tunnel, self.tunnel6
+        if first is None or second is None or first.ifindex == second.ifindex:
+            return tuple(one for one in (first or second,) if one is not None)
+        return first, second
 
 
-class Backend(Protocol):
-    """One way of reaching other nodes' pods. `asks_routes`: answers depend on how the kernel reaches a peer."""
+class Backend:
+    """One way of reaching other nodes' pods; what it does not say is nothing.
 
-    name: str
-    mtu: int
-    asks_routes: bool
+    `asks_routes`: its answers depend on how the kernel reaches a peer.
+    """
+
+    name = ""
+    mtu = 0
+    asks_routes = False
 
     def prepare(self, netlink: Netlink, recorded: Recorded) -> LeaseAttrs:
         """Make what must be there before the lease, and say what to publish with it. Raises BackendError."""
+        recorded.note_device("", b"")
+        return self.attrs()
+
+    def attrs(self) -> LeaseAttrs:
+        """What is published with the lease now."""
+        raise NotImplementedError
 
     def start(self, netlink: Netlink, lease: Lease) -> None:
         """Take up the own lease: device up and addressed. Raises BackendError."""
 
     def device(self, netlink: Netlink, external: External) -> Link | None:
         """Make our device as it must be, again if need be, and return it. Raises BackendError."""
+        return None
 
-    def attrs(self) -> LeaseAttrs:
-        """What is published with the lease now."""
+    def device6(self, netlink: Netlink, external: External) -> Link | None:
+        """The same for what carries IPv6. Called after `device`."""
+        return None
 
     def wants(self, lease: Lease, facts: Facts) -> Wants:
         """The kernel state for a peer's lease; pure. Raises Ignored."""
+        return NOTHING
 
     def own(self, facts: Facts) -> tuple[Route, ...]:
         """Routes that are wanted whatever the leases are."""
+        return ()
 
     def is_ours(self, seen: SeenRoute, facts: Facts) -> bool:
         """Whether a route that nobody recorded can only be ours."""
+        return False
 
-    def update(self, leases: dict[IPv4Network, Lease]) -> None:
-        """Learn the peers' leases, where packets are moved by the backend itself."""
+    def update(self, leases: dict[IPv4Network, Lease], may_remove: bool) -> None:
+        """Learn the peers' leases, where the backend does more with them than `wants` says.
+
+        `may_remove`: whether what none of them wants may go.
+        """
 
     def stop(self) -> None:
         """Stop what runs, leave in the kernel what must outlive the daemon."""
 
 
-def ensure_address(netlink: Netlink, link: Link, ip: IPv4Address, network: IPv4Network) -> None:
-    """Give a device its /32 and take other addresses of the Network off it. Raises BackendError."""
+def ensure_address(
+    netlink: Netlink, link: Link, ip: IPv4Address | IPv6Address, network: IPv4Network | IPv6Network
+) -> None:  # fmt: skip
+    """Give a device its host address and take other addresses of the Network off it. Raises BackendError."""
     changes = []
     present = False
-    for address in rtnl.dump_addresses(netlink, link.ifindex):
-        if (address.ip, address.length) == (int(ip), 32):
+    version, bits = ip.version, ip.max_prefixlen
+    for address in rtnl.dump_addresses(netlink, link.ifindex, version):
+        if (address.ip, address.length) == (int(ip), bits):
             present = True
-        elif IPv4Address(address.ip) in network:
-            changes.append(rtnl.delete_address(link.ifindex, address.ip, address.length))
+        elif type(ip)(address.ip) in network:
+            changes.append(rtnl.delete_address(link.ifindex, address.ip, address.length, version))
     if not present:
-        changes.append(rtnl.new_address(link.ifindex, int(ip), 32))
+        changes.append(rtnl.new_address(link.ifindex, int(ip), bits, version))
     for failure in netlink.batch(changes):
         raise BackendError(f"cannot set the address of {link.name}: {failure}")

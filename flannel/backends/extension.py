@@ -74,7 +74,7 @@ class ExtensionBackend(AllocBackend):
             raise Ignored(f"its backend is {lease.attrs.backend_type or 'udp or none'!r}, not extension")
         return NOTHING
 
-    def update(self, leases: dict[IPv4Network, Lease]) -> None:
+    def update(self, leases: dict[IPv4Network, Lease], may_remove: bool) -> None:
         """Have the commands run for peers that came, changed or went."""
         peers = {subnet: lease.attrs for subnet, lease in leases.items() if lease.attrs.backend_type == self.name}
         for subnet, attrs in self._peers.items():

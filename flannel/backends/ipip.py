@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network
 
 from flannel import log
-from flannel.backends.base import NOTHING, BackendError, Facts, Ignored, Wants, ensure_address
+from flannel.backends.base import NOTHING, Backend, BackendError, Facts, Ignored, Wants, ensure_address
 from flannel.interface import External
 from flannel.kernel import rtnl
 from flannel.kernel.netlink import Netlink, NetlinkError
@@ -20,7 +20,7 @@ DEVICE = "flannel.ipip"
 _SMALLEST_MTU = 68
 
 
-class IpipBackend:
+class IpipBackend(Backend):
     """See flannel-behaviour.md, section 3.3."""
 
     name = "ipip"
@@ -107,18 +107,8 @@ class IpipBackend:
             return NOTHING
         return Wants(routes=(Route(dst, length, peer, facts.tunnel.ifindex, True),))
 
-    def own(self, facts: Facts) -> tuple[Route, ...]:
-        """No route but the peers'."""
-        return ()
-
     def is_ours(self, seen: SeenRoute, facts: Facts) -> bool:
         """A route out of our device that only flannel makes: onlink, by a gateway."""
         if facts.tunnel is None or seen.route.oif != facts.tunnel.ifindex or not seen.plain:
             return False
         return (seen.route.onlink and seen.route.gateway != 0) or IPv4Address(seen.route.dst) in self._network
-
-    def update(self, leases: dict[IPv4Network, Lease]) -> None:
-        """The kernel moves the packets."""
-
-    def stop(self) -> None:
-        """Everything stays: the data path outlives the daemon."""

@@ -12,7 +12,7 @@ import time
 from ipaddress import IPv4Network
 
 from flannel import log
-from flannel.backends.base import NOTHING, BackendError, Facts, Wants, ensure_address
+from flannel.backends.base import NOTHING, Backend, BackendError, Facts, Wants, ensure_address
 from flannel.backends.udpproxy import Proxy, Table
 from flannel.interface import External
 from flannel.kernel import rtnl
@@ -30,11 +30,10 @@ _IFF_TUN, _IFF_NO_PI = 0x1, 0x1000
 _REQUEST = struct.Struct("16sH22x")
 
 
-class UdpBackend:
+class UdpBackend(Backend):
     """See flannel-behaviour.md, section 3.4."""
 
     name = "udp"
-    asks_routes = False
 
     def __init__(self, conf: NetConf, external: External) -> None:
         self._network = conf.network
@@ -153,12 +152,9 @@ class UdpBackend:
         """Nothing of ours outlives the device."""
         return False
 
-    def update(self, leases: dict[IPv4Network, Lease]) -> None:
+    def update(self, leases: dict[IPv4Network, Lease], may_remove: bool) -> None:
         """Take over who has which subnet; all peers are spoken to on our own port."""
         peers = {subnet: (str(lease.attrs.public_ip), self._port) for subnet, lease in leases.items()}
         if self._proxy is not None and peers != self._peers:
             self._peers = peers
             self._proxy.table = Table(peers)
-
-    def stop(self) -> None:
-        """The device goes with this process."""

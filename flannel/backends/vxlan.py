@@ -7,7 +7,7 @@ import os
 from ipaddress import IPv4Address, IPv4Network
 
 from flannel import log
-from flannel.backends.base import NOTHING, BackendError, Facts, Ignored, Wants, ensure_address
+from flannel.backends.base import NOTHING, Backend, BackendError, Facts, Ignored, Wants, ensure_address
 from flannel.interface import External
 from flannel.kernel import rtnl
 from flannel.kernel.netlink import Netlink, NetlinkError
@@ -23,7 +23,7 @@ _KERNEL_PORT = 8472
 _SMALLEST_MTU = 68
 
 
-class VxlanBackend:
+class VxlanBackend(Backend):
     """See flannel-behaviour.md, section 3.1."""
 
     name = "vxlan"
@@ -173,22 +173,12 @@ class VxlanBackend:
         index = facts.tunnel.ifindex
         return Wants((Neigh(index, dst, mac),), (Fdb(index, mac, peer),), (Route(dst, length, dst, index, True),))
 
-    def own(self, facts: Facts) -> tuple[Route, ...]:
-        """No route but the peers'."""
-        return ()
-
     def is_ours(self, seen: SeenRoute, facts: Facts) -> bool:
         """A route out of our device that leads into the Network, or has the form that only flannel gives routes."""
         if facts.tunnel is None or seen.route.oif != facts.tunnel.ifindex or not seen.plain:
             return False
         form = seen.route.onlink and seen.route.gateway == seen.route.dst
         return form or IPv4Address(seen.route.dst) in self._network
-
-    def update(self, leases: dict[IPv4Network, Lease]) -> None:
-        """The kernel moves the packets."""
-
-    def stop(self) -> None:
-        """Everything stays: the data path outlives the daemon."""
 
 
 def _mac_of(attrs: LeaseAttrs) -> bytes | None:

@@ -10,6 +10,7 @@ from flannel.kernel import rtnl
 from flannel.kernel.netlink import NETLINK_ROUTE, grow_receive_buffer, messages
 
 _GROUPS = 0x1 | 0x4 | 0x10 | 0x40  # RTMGRP_LINK, RTMGRP_NEIGH, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE
+_GROUPS6 = 0x100 | 0x400  # RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE
 _RECEIVE = 1 << 16
 
 
@@ -23,11 +24,11 @@ class Change(NamedTuple):
 class Monitor:
     """A subscription to rtnetlink's multicast groups, without blocking."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, ipv6: bool = False) -> None:
         flags = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         self._socket = socket.socket(socket.AF_NETLINK, flags, NETLINK_ROUTE)
         grow_receive_buffer(self._socket)
-        self._socket.bind((0, _GROUPS))
+        self._socket.bind((0, _GROUPS | (_GROUPS6 if ipv6 else 0)))
 
     def fileno(self) -> int:
         """The descriptor to wait for."""
@@ -65,7 +66,7 @@ def _decode(kind: int, payload: bytes) -> Change | None:
         route = rtnl.parse_route(payload)
         return Change(kind, route) if route.table == rtnl.MAIN_TABLE else None
     if kind in (rtnl.NEWADDR, rtnl.DELADDR):
-        return Change(kind, rtnl.parse_address(payload)) if payload[0] == socket.AF_INET else None
+        return Change(kind, rtnl.parse_address(payload))
     if kind in (rtnl.NEWLINK, rtnl.DELLINK):
         # A bridge tells about its ports in messages of its own family; they say nothing about the link itself.
         return Change(kind, rtnl.parse_link(payload)) if payload[0] == socket.AF_UNSPEC else None

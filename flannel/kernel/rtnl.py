@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
 from flannel.kernel.netlink import F_CREATE, F_EXCL, F_REPLACE, Message, Netlink, NetlinkError, attribute, attributes
@@ -15,6 +15,9 @@ NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
 NEWNEIGH, DELNEIGH, GETNEIGH = 28, 29, 30
 
 UNICAST, BLACKHOLE = 1, 6
+#: What the kernel makes of a route of IPv6 without a metric.
+METRIC6 = 1024
+SCOPE_LINK = 253
 MAIN_TABLE = 254
 PROTOCOL_KERNEL, PROTOCOL_BOOT = 2, 3
 PERMANENT, NOARP = 0x80, 0x40
@@ -22,6 +25,7 @@ IFF_UP, IFF_LOWER_UP, IFF_RUNNING = 0x1, 0x10000, 0x40
 
 _AF_BRIDGE = 7
 _NTF_SELF = 2
+_NODAD = 2
 _ONLINK = 4
 _SCOPE_NOWHERE = 255
 _LINK = struct.Struct("=BxHiII")
@@ -35,6 +39,7 @@ _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_TXQLEN, _IFLA_LINKIN
 _INFO_KIND, _INFO_DATA = 1, 2
 _VXLAN_ID, _VXLAN_GROUP, _VXLAN_LINK, _VXLAN_LOCAL, _VXLAN_TTL, _VXLAN_TOS, _VXLAN_LEARNING = 1, 2, 3, 4, 5, 6, 7
 _VXLAN_PROXY, _VXLAN_RSC, _VXLAN_L2MISS, _VXLAN_L3MISS, _VXLAN_PORT, _VXLAN_GBP = 11, 12, 13, 14, 15, 23
+_VXLAN_GROUP6, _VXLAN_LOCAL6 = 16, 17
 # IFLA_IPTUN_* of an ipip device
 _IPTUN_LOCAL, _IPTUN_REMOTE, _IPTUN_TTL, _IPTUN_PROTO, _IPTUN_PMTUDISC = 2, 3, 4, 9, 10
 
@@ -50,6 +55,7 @@ class Vxlan(NamedTuple):
     gbp: bool
     group: int = 0
     l2miss: bool = False
+    version: int = 4
 
 
 class Ipip(NamedTuple):
@@ -79,13 +85,14 @@ class Link(NamedTuple):
 
 
 class Address(NamedTuple):
-    """An IPv4 address of an interface. `flags` are the kernel's IFA_F_*."""
+    """An address of an interface. `flags` are the kernel's IFA_F_*; `version` is IP's."""
 
     ifindex: int
     ip: int
     length: int
     scope: int
     flags: int
+    version: int = 4
 
 
 class Neigh(NamedTuple):
@@ -94,6 +101,7 @@ class Neigh(NamedTuple):
     ifindex: int
     ip: int
     mac: bytes
+    version: int = 4
 
 
 class Fdb(NamedTuple):
@@ -102,10 +110,14 @@ class Fdb(NamedTuple):
     ifindex: int
     mac: bytes
     dst: int
+    version: int = 4
 
 
 class Route(NamedTuple):
-    """An IPv4 route of the main table; `gateway` and `oif` are 0 where there is none."""
+    """A route of the main table; `gateway` and `oif` are 0 where there is none.
+
+    `metric` is what the kernel shows, and so never 0 for IPv6; `scope` is IPv4's, 0 for global.
+    """
 
     dst: int
     length: int
@@ -114,13 +126,21 @@ class Route(NamedTuple):
     onlink: bool = False
     kind: int = UNICAST
     metric: int = 0
+    version: int = 4
+    scope: int = 0
+
+    @property
+    def key(self) -> tuple[int, int, int, int]:
+        """What two routes of one table cannot share."""
+        return self.version, self.dst, self.length, self.metric
 
     def __str__(self) -> str:
+        ip = IPv4Address if self.version == 4 else IPv6Address
         kind = "blackhole " if self.kind == BLACKHOLE else ""
-        via = f" via {IPv4Address(self.gateway)}" if self.gateway else ""
+        via = f" via {ip(self.gateway)}" if self.gateway else ""
         dev = f" dev #{self.oif}" if self.oif else ""
         metric = f" metric {self.metric}" if self.metric else ""
-        return f"{kind}{IPv4Address(self.dst)}/{self.length}{via}{dev}{' onlink' if self.onlink else ''}{metric}"
+        return f"{kind}{ip(self.dst)}/{self.length}{via}{dev}{' onlink' if self.onlink else ''}{metric}"
 
 
 class SeenRoute(NamedTuple):
@@ -136,7 +156,8 @@ class SeenRoute(NamedTuple):
     @property
     def plain(self) -> bool:
         """Whether it has the marks of a route that flannel makes: protocol boot, no metric, TOS or second path."""
-        return self.protocol == PROTOCOL_BOOT and not (self.route.metric or self.tos or self.multipath)
+        usual = 0 if self.route.version == 4 else METRIC6
+        return self.protocol == PROTOCOL_BOOT and not (self.route.metric != usual or self.tos or self.multipath)
 
 
 class SeenEntry(NamedTuple):
@@ -147,9 +168,17 @@ class SeenEntry(NamedTuple):
     state: int
 
 
-def packed(ip: int) -> bytes:
-    """The four bytes of an IPv4 address."""
-    return ip.to_bytes(4, "big")
+def packed(ip: int, version: int = 4) -> bytes:
+    """The bytes of an address."""
+    return ip.to_bytes(4 if version == 4 else 16, "big")
+
+
+def _family(version: int) -> int:
+    return socket.AF_INET if version == 4 else socket.AF_INET6
+
+
+def _version(family: int) -> int:
+    return 6 if family == socket.AF_INET6 else 4
 
 
 def _integer(data: bytes | None) -> int:
@@ -193,12 +222,13 @@ def _parse_vxlan(data: dict[int, bytes]) -> Vxlan:
     return Vxlan(
         _u32(data.get(_VXLAN_ID)),
         _u32(data.get(_VXLAN_LINK)),
-        _integer(data.get(_VXLAN_LOCAL)),
+        _integer(data.get(_VXLAN_LOCAL) or data.get(_VXLAN_LOCAL6)),
         _integer(data.get(_VXLAN_PORT)),
         flag(_VXLAN_LEARNING),
         _VXLAN_GBP in data,
-        _integer(data.get(_VXLAN_GROUP)),
+        _integer(data.get(_VXLAN_GROUP) or data.get(_VXLAN_GROUP6)),
         flag(_VXLAN_L2MISS),
+        6 if _VXLAN_LOCAL6 in data else 4,
     )
 
 
@@ -220,7 +250,8 @@ def dump_links(netlink: Netlink) -> list[Link]:
 def new_vxlan(name: str, vxlan: Vxlan, mtu: int, mac: bytes) -> Message:
     """Create a vxlan device. The address is given at creation, so that no policy of the host takes it for random."""
     data = attribute(_VXLAN_ID, _U32.pack(vxlan.vni)) + attribute(_VXLAN_LINK, _U32.pack(vxlan.link))
-    data += attribute(_VXLAN_LOCAL, packed(vxlan.local))
+    local = _VXLAN_LOCAL if vxlan.version == 4 else _VXLAN_LOCAL6
+    data += attribute(local, packed(vxlan.local, vxlan.version))
     data += attribute(_VXLAN_TTL, b"\0") + attribute(_VXLAN_TOS, b"\0")
     data += attribute(_VXLAN_LEARNING, bytes([vxlan.learning]))
     for kind in (_VXLAN_PROXY, _VXLAN_RSC, _VXLAN_L2MISS, _VXLAN_L3MISS):
@@ -272,52 +303,57 @@ def delete_link(index: int) -> Message:
 
 
 def parse_address(payload: bytes) -> Address:
-    """Decode RTM_NEWADDR or RTM_DELADDR of IPv4."""
-    _, length, flags, scope, index = _ADDRESS.unpack_from(payload)
+    """Decode RTM_NEWADDR or RTM_DELADDR."""
+    family, length, flags, scope, index = _ADDRESS.unpack_from(payload)
     found = attributes(payload, _ADDRESS.size)
-    return Address(index, _integer(found.get(2) or found.get(1)), length, scope, _u32(found.get(8)) or flags)
+    ip = _integer(found.get(2) or found.get(1))
+    return Address(index, ip, length, scope, _u32(found.get(8)) or flags, _version(family))
 
 
-def dump_addresses(netlink: Netlink, index: int = 0) -> list[Address]:
-    """IPv4 addresses, of one interface or of all."""
-    rows = netlink.dump(GETADDR, _ADDRESS.pack(socket.AF_INET, 0, 0, 0, index))
-    seen = [parse_address(row) for row in rows if row[0] == socket.AF_INET]
+def dump_addresses(netlink: Netlink, index: int = 0, version: int = 4) -> list[Address]:
+    """Addresses of one IP version, of one interface or of all."""
+    family = _family(version)
+    rows = netlink.dump(GETADDR, _ADDRESS.pack(family, 0, 0, 0, index))
+    seen = [parse_address(row) for row in rows if row[0] == family]
     return [address for address in seen if index in (0, address.ifindex)]
 
 
-def new_address(index: int, ip: int, length: int) -> Message:
+def new_address(index: int, ip: int, length: int, version: int = 4) -> Message:
     """Give an interface an address of global scope."""
-    return Message(NEWADDR, F_CREATE | F_REPLACE, _address(index, ip, length))
+    return Message(NEWADDR, F_CREATE | F_REPLACE, _address(index, ip, length, version))
 
 
-def delete_address(index: int, ip: int, length: int) -> Message:
+def delete_address(index: int, ip: int, length: int, version: int = 4) -> Message:
     """Take an address off an interface."""
-    return Message(DELADDR, 0, _address(index, ip, length))
+    return Message(DELADDR, 0, _address(index, ip, length, version))
 
 
-def _address(index: int, ip: int, length: int) -> bytes:
-    body = _ADDRESS.pack(socket.AF_INET, length, 0, 0, index)
-    return body + attribute(2, packed(ip)) + attribute(1, packed(ip))
+def _address(index: int, ip: int, length: int, version: int) -> bytes:
+    # Nobody else can have an address of ours: asking around for a second would only delay the start.
+    flags = 0 if version == 4 else _NODAD
+    body = _ADDRESS.pack(_family(version), length, flags, 0, index)
+    return body + attribute(2, packed(ip, version)) + attribute(1, packed(ip, version))
 
 
 # -- neighbours and FDB entries ------------------------------------------------------------------------------------
 
 
 def parse_entry(payload: bytes) -> SeenEntry:
-    """Decode RTM_NEWNEIGH or RTM_DELNEIGH: a neighbour of IPv4, or an FDB entry of the device itself."""
+    """Decode RTM_NEWNEIGH or RTM_DELNEIGH: a neighbour, or an FDB entry of the device itself."""
     family, index, state, flags, _ = _NEIGH.unpack_from(payload)
     found = attributes(payload, _NEIGH.size)
-    ip, mac = _integer(found.get(1)) if len(found.get(1, b"")) == 4 else 0, found.get(2, b"")
-    if family == socket.AF_INET:
-        return SeenEntry(Neigh(index, ip, mac), index, state)
+    address = found.get(1, b"")
+    ip, mac = _integer(address), found.get(2, b"")
+    if family in (socket.AF_INET, socket.AF_INET6):
+        return SeenEntry(Neigh(index, ip, mac, _version(family)), index, state)
     if family == _AF_BRIDGE and flags & _NTF_SELF:
-        return SeenEntry(Fdb(index, mac, ip), index, state)
+        return SeenEntry(Fdb(index, mac, ip, 6 if len(address) == 16 else 4), index, state)
     return SeenEntry(None, index, state)
 
 
-def dump_neighbours(netlink: Netlink, index: int) -> list[SeenEntry]:
-    """IPv4 neighbours of one interface, of whatever state."""
-    body = _NEIGH.pack(socket.AF_INET, 0, 0, 0, 0) + attribute(8, _U32.pack(index))
+def dump_neighbours(netlink: Netlink, index: int, version: int = 4) -> list[SeenEntry]:
+    """Neighbours of one interface, of whatever state."""
+    body = _NEIGH.pack(_family(version), 0, 0, 0, 0) + attribute(8, _U32.pack(index))
     seen = (parse_entry(row) for row in netlink.dump(GETNEIGH, body))
     return [one for one in seen if one.ifindex == index]
 
@@ -340,43 +376,48 @@ def delete_entry(entry: Neigh | Fdb) -> Message:
 
 def _entry(entry: Neigh | Fdb, state: int) -> bytes:
     if isinstance(entry, Neigh):
-        body = _NEIGH.pack(socket.AF_INET, entry.ifindex, state, 0, 0) + attribute(1, packed(entry.ip))
+        body = _NEIGH.pack(_family(entry.version), entry.ifindex, state, 0, 0)
+        body += attribute(1, packed(entry.ip, entry.version))
         return body + (attribute(2, entry.mac) if state else b"")
     body = _NEIGH.pack(_AF_BRIDGE, entry.ifindex, state, _NTF_SELF, 0)
-    return body + attribute(2, entry.mac) + attribute(1, packed(entry.dst))
+    return body + attribute(2, entry.mac) + attribute(1, packed(entry.dst, entry.version))
 
 
 # -- routes --------------------------------------------------------------------------------------------------------
 
 
 def parse_route(payload: bytes) -> SeenRoute:
-    """Decode RTM_NEWROUTE or RTM_DELROUTE of IPv4."""
-    _, length, _, tos, table, protocol, _, kind, flags = _ROUTE.unpack_from(payload)
+    """Decode RTM_NEWROUTE or RTM_DELROUTE."""
+    family, length, _, tos, table, protocol, scope, kind, flags = _ROUTE.unpack_from(payload)
     found = attributes(payload, _ROUTE.size)
-    onlink = bool(flags & _ONLINK)
     route = Route(
-        _integer(found.get(1)), length, _integer(found.get(5)), _u32(found.get(4)), onlink, kind, _u32(found.get(6))
-    )
+        _integer(found.get(1)), length, _integer(found.get(5)),
+        # A blackhole of IPv6 is shown with the loopback device, which nobody gave it.
+        _u32(found.get(4)) if kind != BLACKHOLE else 0, bool(flags & _ONLINK), kind,
+        _u32(found.get(6)), _version(family), scope,
+    )  # fmt: skip
     table = _u32(found.get(15)) or table
     return SeenRoute(route, protocol, tos, 9 in found, table, _integer(found.get(7)))
 
 
-def dump_routes(netlink: Netlink) -> list[SeenRoute]:
-    """IPv4 routes of the main table."""
-    body = _ROUTE.pack(socket.AF_INET, 0, 0, 0, MAIN_TABLE, 0, 0, 0, 0)
-    seen = (parse_route(row) for row in netlink.dump(GETROUTE, body) if row[0] == socket.AF_INET)
+def dump_routes(netlink: Netlink, version: int = 4) -> list[SeenRoute]:
+    """Routes of the main table."""
+    family = _family(version)
+    body = _ROUTE.pack(family, 0, 0, 0, MAIN_TABLE, 0, 0, 0, 0)
+    seen = (parse_route(row) for row in netlink.dump(GETROUTE, body) if row[0] == family)
     return [one for one in seen if one.table == MAIN_TABLE]
 
 
-def lookup_route(netlink: Netlink, ip: int) -> SeenRoute:
+def lookup_route(netlink: Netlink, ip: int, version: int = 4) -> SeenRoute:
     """Ask the kernel how it would reach an address. Raises NetlinkError where it cannot."""
-    body = _ROUTE.pack(socket.AF_INET, 32, 0, 0, 0, 0, 0, 0, 0) + attribute(1, packed(ip))
+    bits = 32 if version == 4 else 128
+    body = _ROUTE.pack(_family(version), bits, 0, 0, 0, 0, 0, 0, 0) + attribute(1, packed(ip, version))
     return parse_route(netlink.request(Message(GETROUTE, 0, body))[0][1])
 
 
 def set_route(route: Route) -> Message:
     """Create or replace a route, by its destination and metric, in the main table."""
-    return Message(NEWROUTE, F_CREATE | F_REPLACE, _route(route, PROTOCOL_BOOT, 0))
+    return Message(NEWROUTE, F_CREATE | F_REPLACE, _route(route, PROTOCOL_BOOT, route.scope))
 
 
 def delete_route(route: Route) -> Message:
@@ -386,10 +427,12 @@ def delete_route(route: Route) -> Message:
 
 def _route(route: Route, protocol: int, scope: int) -> bytes:
     flags = _ONLINK if route.onlink else 0
-    body = _ROUTE.pack(socket.AF_INET, route.length, 0, 0, MAIN_TABLE, protocol, scope, route.kind, flags)
-    body += attribute(1, packed(route.dst))
+    body = _ROUTE.pack(
+        _family(route.version), route.length, 0, 0, MAIN_TABLE, protocol, scope, route.kind, flags
+    )  # fmt: skip
+    body += attribute(1, packed(route.dst, route.version))
     if route.gateway:
-        body += attribute(5, packed(route.gateway))
+        body += attribute(5, packed(route.gateway, route.version))
     if route.oif and route.kind == UNICAST:
         body += attribute(4, _U32.pack(route.oif))
     if route.metric:
@@ -397,6 +440,8 @@ def _route(route: Route, protocol: int, scope: int) -> bytes:
     return body
 
 
-def network_of(route: Route) -> IPv4Network:
+def network_of(route: Route) -> IPv4Network | IPv6Network:
     """The destination of a route."""
-    return IPv4Network((route.dst, route.length), strict=False)
+    if route.version == 4:
+        return IPv4Network((route.dst, route.length), strict=False)
+    return IPv6Network((route.dst, route.length), strict=False)

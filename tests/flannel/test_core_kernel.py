@@ -18,6 +18,7 @@ from flannel.kernel import netlink, rtnl
 from flannel.state import OffDevice, Recorded
 
 ips = st.integers(1, 0xFFFFFFFF)
+versions = st.sampled_from([4, 6])
 indexes = st.integers(1, 0x7FFFFFFF)
 macs = st.binary(min_size=6, max_size=6)
 
@@ -35,13 +36,13 @@ def test_no_bytes_break_a_reader(data: bytes) -> None:
     list(netlink.messages(data))
 
 
-@given(st.builds(rtnl.Neigh, indexes, ips, macs))
+@given(st.builds(rtnl.Neigh, indexes, ips, macs, version=versions))
 @settings(max_examples=30)
 def test_a_neighbour_comes_back(entry: rtnl.Neigh) -> None:
     assert rtnl.parse_entry(rtnl.set_entry(entry).body) == rtnl.SeenEntry(entry, entry.ifindex, rtnl.PERMANENT)
 
 
-@given(st.builds(rtnl.Fdb, indexes, macs, ips))
+@given(st.builds(rtnl.Fdb, indexes, macs, ips, version=versions))
 @settings(max_examples=30)
 def test_an_fdb_entry_comes_back(entry: rtnl.Fdb) -> None:
     assert rtnl.parse_entry(rtnl.set_entry(entry).body) == rtnl.SeenEntry(entry, entry.ifindex, rtnl.PERMANENT)
@@ -57,6 +58,8 @@ def test_an_fdb_entry_comes_back(entry: rtnl.Fdb) -> None:
         st.booleans(),
         st.just(rtnl.UNICAST),
         metric=st.integers(0, 0xFFFFFFFF),
+        version=versions,
+        scope=st.sampled_from([0, rtnl.SCOPE_LINK]),
     )
 )
 @settings(max_examples=30)
