@@ -8,6 +8,9 @@ from dataclasses import asdict
 import click
 
 from testbed.doctor import SCHEMA, Diagnosis, Finding, diagnose
+from testbed.errors import LabError
+from testbed.guest.build import Kernel
+from testbed.guest.kernels import ready_kernel
 
 
 @click.command()
@@ -33,8 +36,24 @@ def _as_json(found: Diagnosis) -> dict[str, object]:
         "machine": dict(found.machine),
         "findings": [asdict(finding) for finding in found.findings],
         "runs": [{"name": run, "works": not why, "reasons": list(why)} for run, why in found.reasons.items()],
+        "guest": asdict(guest) | {"path": str(guest.path)} if (guest := _guest()) else None,
         "exit": int(found.exit_code),
     }
+
+
+def _guest() -> Kernel | None:
+    """The guest kernel that is there; what is wrong with one is said where it is used."""
+    try:
+        return ready_kernel()
+    except LabError:
+        return None
+
+
+def _guest_line() -> str:
+    guest = _guest()
+    if guest is None:
+        return "no guest kernel yet: `testbed kernel build` makes one, and what this kernel lacks works in it"
+    return f"guest kernel {guest.version}: what this kernel lacks works in it; `testbed kernel check` proves it"
 
 
 def _state(finding: Finding) -> str:
@@ -73,3 +92,4 @@ def _print(found: Diagnosis, show_all: bool) -> None:
     for run, why in found.reasons.items():
         table.add_row(run, "[red]no[/red]" if why else "[green]yes[/green]", escape("; ".join(why)))
     console.print(table)
+    console.print(_guest_line(), markup=False)

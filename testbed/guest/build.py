@@ -304,7 +304,8 @@ def compile_kernel(tree: Path, log: Path, progress: Progress) -> None:
     """Compile, telling of each tenth how long it took and where it is. Raises LabError where it fails."""
     jobs = max(1, len(os.sched_getaffinity(0)))
     # Whoever waits for a lab comes first.
-    argv = ["nice", "-n", os.environ.get("TESTBED_BUILD_NICE", "15"), "make", "ARCH=um", f"-j{jobs}", "linux"]
+    argv = ["nice", "-n", os.environ.get("TESTBED_BUILD_NICE", "15"), "setpriv", "--pdeathsig", "TERM", "--"]
+    argv += ["make", "ARCH=um", f"-j{jobs}", "linux"]  # which ends those that it started
     with log.open("a") as out, contextlib.ExitStack() as stack:
         process = subprocess.Popen(
             argv, cwd=tree, env=_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=out, text=True
