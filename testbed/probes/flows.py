@@ -76,12 +76,15 @@ def ping(
     *,
     nonce: Nonce | None = None,
     count: int = 1,
-    interval: float = 0.01,
+    interval: float = 0.05,
     size: int = 56,
     dont_fragment: bool = False,
     wait: int = 2,
 ) -> Ping:
-    """Ping from a node or pod. `size` is the payload's in bytes; `wait` the seconds for the last answer.
+    """Ping from a node or pod. `size` is the payload's in bytes; `wait` the seconds for an answer to come at all.
+
+    Once there was one, ping waits for the last no longer than an `interval`, or twice the longest round trip: too
+    short an interval makes late answers of a busy machine look lost.
 
     Losses are an answer, not an error. Raises LabError when ping itself cannot run.
     """
