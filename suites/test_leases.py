@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from ipaddress import IPv4Network
 from itertools import combinations
 
 from testbed.checks import check
 from testbed.fixtures import Facts
 from testbed.nodes.deploy import Cluster
+
+ANNOTATIONS = ("kube-subnet-manager", "backend-type", "backend-data", "public-ip")
 
 
 @check("LSE-01")
@@ -42,6 +45,41 @@ def test_pod_cidrs_are_disjoint_parts_of_the_network(facts: Facts) -> None:
         assert cidr.prefixlen == flannel.subnet_len, f"{node}: {cidr}"
     for (one, first), (other, second) in combinations(cidrs.items(), 2):
         assert not first.overlaps(second), f"{one} and {other} share {first}"
+
+
+@check("LSE-04")
+def test_annotations_say_how_a_node_is_reached(cluster: Cluster, facts: Facts) -> None:
+    """Managed by flannel, the configured type (none for udp), the tunnel's own address. Source: S4, src."""
+    backend = cluster.flannel.backend.type
+    device = cluster.flannel.tunnel_device
+    nodes = cluster.kubernetes.nodes()
+    for node in cluster.members:
+        found = nodes[node.name]["metadata"]["annotations"]
+        said = {key: found.get(f"flannel.alpha.coreos.com/{key}") for key in ANNOTATIONS}
+        wanted = {
+            "kube-subnet-manager": "true",
+            "backend-type": "" if backend == "udp" else backend,
+            "public-ip": str(node.spec.ip),
+        }
+        assert {key: said[key] for key in wanted} == wanted, f"{node.name}: {said}"
+        data = json.loads(said["backend-data"] or "0")
+        assert isinstance(data, dict) if backend in ("vxlan", "wireguard") else data is None, f"{node.name}: {said}"
+        if device and backend in ("vxlan", "ipip"):
+            local = facts.link(node.name, device).data["local"]
+            assert local == said["public-ip"], f"{node.name}: {device} is local to {local}, the annotation says {said}"
+
+
+@check("LSE-07")
+def test_network_unavailable_is_cleared(cluster: Cluster, facts: Facts) -> None:
+    """Every node's NetworkUnavailable condition is False, by flannel. Source: src."""
+
+    def cleared() -> None:
+        for name, node in cluster.kubernetes.nodes().items():
+            found = [one for one in node["status"]["conditions"] if one["type"] == "NetworkUnavailable"]
+            said = [(one["status"], one["reason"]) for one in found]
+            assert said == [("False", "FlannelIsUp")], f"{name}: {said}"
+
+    facts.eventually(cleared)
 
 
 @check("LSE-05")

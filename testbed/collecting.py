@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from testbed import checks
-from testbed.runstate import Run
+from testbed.runstate import RUN, Run
 
 NOT_WRITTEN = "is not written yet"
+STORE_NEEDED = "kubernetes store"
+"""What a row needs that any run can be given, by `--store kubernetes`."""
 
 
 def worker_id(config: pytest.Config) -> str:
@@ -69,7 +71,8 @@ def skip_reason(item: pytest.Item) -> str:
     row = row_of(item)
     if isinstance(item, Unwritten):
         return row.reason or NOT_WRITTEN
-    if row.reason:
+    run = item.config.stash.get(RUN, None)
+    if row.reason and not (row.needs == STORE_NEEDED and run is not None and run.options.store == "kubernetes"):
         return row.reason
     callspec = getattr(item, "callspec", None)
     spec = callspec.params.get("path") if callspec else None

@@ -296,8 +296,10 @@ def _collection_failed(session: pytest.Session, record: RunRecord) -> bool:
 
 
 def _selection(run: Run) -> str:
-    """Under which name the run's expected counts are: some checks are about rules of nftables only."""
-    return "smoke_nftables" if run.options.rules == "nftables" else "smoke"
+    """Under which name the run's expected counts are: some checks are about rules of nftables or Kubernetes only."""
+    special = [run.options.rules] if run.options.rules == "nftables" else []
+    special += [run.options.store] if run.options.store != "etcd" else []
+    return "_".join(["smoke", *special])
 
 
 def _comparable(run: Run) -> bool:

@@ -28,7 +28,8 @@ from testbed.manifest import read_manifest
 from testbed.model import LabSpec
 from testbed.nodes import pods as podlib
 from testbed.nodes.fabric import wait_converged
-from testbed.nodes.store import LeaseStore, store_of
+from testbed.nodes.kubernetes import Kubernetes
+from testbed.nodes.store import KubernetesLeases, LeaseStore, store_of
 from testbed.options import RunOptions
 from testbed.topology import load_topology
 
@@ -79,6 +80,14 @@ class Cluster:
     def store(self) -> LeaseStore:
         """The lab's store."""
         return store_of(self.options.store, self.lab, self.flannel)
+
+    @property
+    def kubernetes(self) -> Kubernetes:
+        """The lab's Kubernetes API. Raises LabError where it has another store."""
+        store = self.store
+        if not isinstance(store, KubernetesLeases):
+            raise LabError("this lab has no Kubernetes API", hint="--store kubernetes")
+        return store.api
 
     def implementation(self, node: str) -> str:
         """Which flanneld runs there: `bundled`, or the path it was given by."""

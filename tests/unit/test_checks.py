@@ -120,8 +120,8 @@ def test_the_command_tells_what_is_implemented() -> None:
     assert found["schema"] == 1
     assert len(rows) == 247
     assert {row["id"] for row in rows.values() if row["implemented"]} == set(checks.implemented())
-    assert not rows["LSE-04"]["implemented"]
-    assert "Kubernetes" in rows["LSE-04"]["reason"]
+    assert not rows["SVC-04"]["implemented"]
+    assert "kube-proxy" in rows["SVC-04"]["reason"]
     assert rows["VXE-01"]["reason"] == ""
     text = CliRunner().invoke(command, []).output
     assert "* VXE-01" in text
