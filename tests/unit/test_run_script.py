@@ -278,6 +278,13 @@ def test_developer_sessions_go_to_nox(machine: Machine) -> None:
     assert machine.calls()[-1] == "python -m nox -s lint tests -- -k run"
 
 
+def test_an_environment_may_be_named_from_where_the_user_is(machine: Machine) -> None:
+    code, said = machine.run("lint", TESTBED_VENV="mine")  # nox is started in the checkout
+    assert code == 0, said
+    assert (machine.folder / "mine/testbed-stamp").exists()
+    assert machine.calls()[-1] == "python -m nox -s lint --"
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [((), "usage:"), (("tests", "vxlan"), "cannot be one run"), (("../vxlan",), "no run called"), (("",), "no run")],
