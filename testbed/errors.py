@@ -56,6 +56,10 @@ class LabError(TestbedError):
     """The lab or the host is at fault, never the product under test."""
 
 
+class LabBusyError(LabError):
+    """The lab's name is in use; nothing was done, and what an earlier run left stands."""
+
+
 class CommandError(LabError):
     """A command on a node failed where it had to succeed."""
 

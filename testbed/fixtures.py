@@ -12,7 +12,7 @@ import pytest
 from testbed.checks import PathSpec, paths_of
 from testbed.console import Ticks
 from testbed.deadline import Deadline
-from testbed.errors import LabError, TestbedError
+from testbed.errors import LabBusyError, LabError, TestbedError
 from testbed.labs import Quiet
 from testbed.labs.base import Node, Place
 from testbed.probes.capture import Captures, Target, Window
@@ -200,8 +200,9 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     progress = Ticks(run.screen.stream) if run.screen else Quiet()
     try:
         running = deploy.bring_up(run.options, progress)
-    except TestbedError:
+    except TestbedError as error:
         request.session.shouldfail = "the lab did not come up"
+        run.refused = isinstance(error, LabBusyError)
         raise
     run.cluster = running
     yield running

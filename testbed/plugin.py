@@ -277,7 +277,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         if expected and not (record.interrupted or session.shouldfail or session.shouldstop):
             record.problems = deviations(record, expected)
         code = record.finish(strict=os.environ.get("CI", "").lower() in ("1", "true"))
-        place = str(run.report.write(record)) if run.report else ""
+        place = _settle_report(run, record, code)
     except TestbedError as error:
         run.screen.close_bar()
         run.screen.say(f"error: {error}", "bold red")
@@ -288,6 +288,16 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if code == Exit.NOTHING_RAN and not record.outcomes:
         run.screen.say("nothing ran: no check is selected; `testbed checks` lists them", "yellow")
     session.exitstatus = code
+
+
+def _settle_report(run: Run, record: RunRecord, code: int) -> str:
+    """Put the report in its place and return where; nothing is replaced by a run that did nothing."""
+    if run.report is None:
+        return ""
+    if run.refused or (code == Exit.NOTHING_RAN and not record.outcomes):
+        run.report.discard()
+        return ""
+    return str(run.report.write(record))
 
 
 def _collection_failed(session: pytest.Session, record: RunRecord) -> bool:

@@ -33,6 +33,7 @@ class Run:
     total: int = 0
     whole: bool = False  # the selection is the one that expected counts are committed for
     cluster: Cluster | None = None
+    refused: bool = False  # the lab's name was in use; the report that is there belongs to whoever uses it
 
 
 RUN: pytest.StashKey[Run] = pytest.StashKey()

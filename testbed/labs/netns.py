@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
 
-from testbed.errors import CommandError, LabError
+from testbed.errors import CommandError, LabBusyError, LabError
 from testbed.labs import Progress, Quiet, interpreter, state
 from testbed.labs.base import TIMED_OUT, Result
 from testbed.labs.plan import ROOT_BECOMES, box_plan, wiring_faults
@@ -269,7 +269,9 @@ def bring_up(spec: LabSpec, *, progress: Progress | None = None) -> NetnsLab:
     with state.locked(spec.id):
         earlier = state.read_record(spec.id)
         if earlier and earlier.holder.alive:
-            raise LabError(f"lab {spec.id} is already up", hint=f"`testbed down --name {spec.id}`, or another --name")
+            raise LabBusyError(
+                f"lab {spec.id} is already up", hint=f"`testbed down --name {spec.id}`, or another --name"
+            )
         machines = f"{len(spec.nodes)} machines, {len(spec.links)} links"
         with progress.step(f"Making {spec.topology}: {machines}"):
             lab, facts = _make_box(spec)

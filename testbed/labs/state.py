@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from testbed.errors import InputError, LabError
+from testbed.errors import InputError, LabBusyError, LabError
 from testbed.model import LabSpec
 
 _SPEC: TypeAdapter[LabSpec] = TypeAdapter(LabSpec)
@@ -182,7 +182,7 @@ def _lock(path: Path, lab_id: str) -> int:
                 return file
         except BlockingIOError:
             os.close(file)
-            raise LabError(
+            raise LabBusyError(
                 f"lab {lab_id} is being brought up or down by another command",
                 hint="wait for it, or give this one another --name",
             ) from None

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from testbed.data import folder
 from testbed.deadline import Deadline
-from testbed.errors import Exit, LabError, TestbedError
+from testbed.errors import Exit, InputError, LabError, TestbedError
 from testbed.flannelspec import CONFLIST, FlannelSpec, check_fits, default_flannel
 from testbed.labs import Progress, Quiet, interpreter, netns
 from testbed.labs.netns import NetnsLab, NetnsNode
@@ -304,6 +304,8 @@ def describe_lab(options: RunOptions) -> tuple[LabSpec, FlannelSpec]:
     topology = options.topology or flannel.backend.topology
     spec = load_topology(topology, options.name, overrides=options.settings, mtu=options.mtu)
     check_fits(flannel, spec)
+    if not flannel.backend.implemented and not options.flanneld:
+        raise InputError(f"the bundled flanneld cannot do {flannel.backend.run} yet", hint="give one by --flanneld")
     return spec, flannel
 
 
@@ -315,8 +317,6 @@ def bring_up(options: RunOptions, progress: Progress | None = None) -> Cluster:
     """
     progress = progress or Quiet()
     spec, flannel = describe_lab(options)
-    if not flannel.backend.implemented and not options.flanneld:
-        raise LabError(f"the bundled flanneld cannot do {flannel.backend.run} yet", hint="give one by --flanneld")
     cni_folder()
     lab = netns.bring_up(spec, progress=progress)
     try:

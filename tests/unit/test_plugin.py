@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from testbed.labs.state import locked
+from tests.labs.helpers import unique
+
 CONFIGURATION = Path(__file__).parents[2] / "testbed" / "pytest.ini"
 
 HEAD = """
@@ -208,6 +211,7 @@ def test_smoke_rows_that_nothing_checks_show_as_skipped(run: Runner) -> None:
         (["--net-conf=VNI=twelve"], ["VNI"]),
         (["--flanneld=worker9=/bin/true"], ["worker9", "worker1"]),
         (["--manifest=/nowhere.yml"], ["/nowhere.yml"]),
+        (["--backend=ipsec"], ["the bundled flanneld cannot do ipsec yet", "--flanneld"]),
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_made(run: Runner, options: list[str], words: list[str]) -> None:
@@ -230,6 +234,18 @@ def test_what_selects_nothing_says_so_and_a_wrong_selection_keeps_the_report(run
     assert sorted(path.name for path in held.report.parent.glob(".*")) == [f".{held.report.name}.lock"]
     nothing = run(one, "-k", "LSE-99")
     assert "nothing ran: no check is selected" in nothing.output
+    assert json.loads((nothing.report / "checks.json").read_text())["run"]["exit"] == 0, "it replaced a report"
+
+
+def test_a_name_in_use_keeps_the_report(run: Runner, tmp_path: Path) -> None:
+    name, state = unique("busy"), str(tmp_path / "state")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TESTBED_STATE", state)
+        with locked(name):
+            ended = run("@check('LSE-01')\ndef test_a(cluster): pass", f"--name={name}", TESTBED_STATE=state)
+    assert ended.code == 2, ended.output
+    assert "is being brought up or down by another command" in ended.output
+    assert not ended.report.exists()
 
 
 def test_the_suites_want_a_backend(run: Runner) -> None:
