@@ -190,6 +190,10 @@ class Kubernetes:
         items = self.ask(Call("GET", "/api/v1/nodes"))[0]["items"]
         return {item["metadata"]["name"]: item for item in items}
 
+    def try_delete(self, name: str) -> bool:
+        """Delete a node, where the API serves; whether it did."""
+        return self._ask([Call("DELETE", f"/api/v1/nodes/{name}")])[0][0] == 200
+
     def annotate(self, name: str, annotations: dict[str, str | None]) -> None:
         """Set annotations of a node; None removes one."""
         self.ask(Call("PATCH", f"/api/v1/nodes/{name}", {"metadata": {"annotations": annotations}}, MERGE))
