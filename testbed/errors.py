@@ -60,6 +60,12 @@ class LabBusyError(LabError):
     """The lab's name is in use; nothing was done, and what an earlier run left stands."""
 
 
+class ProductError(TestbedError):
+    """The implementation under test did not do what it has to before anything can be checked."""
+
+    exit_code = Exit.FAILED
+
+
 class CommandError(LabError):
     """A command on a node failed where it had to succeed."""
 

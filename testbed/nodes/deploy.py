@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from testbed.data import folder
 from testbed.deadline import Deadline
-from testbed.errors import Exit, InputError, LabError, TestbedError
+from testbed.errors import InputError, LabError, ProductError
 from testbed.flannelspec import CONFLIST, FlannelSpec, check_fits, default_flannel
 from testbed.labs import Progress, Quiet, interpreter, netns
 from testbed.labs.netns import NetnsLab, NetnsNode
@@ -42,12 +42,6 @@ STOP_SECONDS = 10.0
 CNI_FOLDERS = ("/usr/lib/cni", "/usr/libexec/cni", "/opt/cni/bin")
 
 T = TypeVar("T")
-
-
-class ProductError(TestbedError):
-    """The implementation under test did not do what it has to before anything can be checked."""
-
-    exit_code = Exit.FAILED
 
 
 class Written(dict[str, Any]):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from typing import Any, Protocol
 
+from testbed.errors import ProductError
 from testbed.flannelspec import FlannelSpec
 from testbed.labs.base import Lab
 from testbed.nodes.etcd import PREFIX, Etcd
@@ -80,8 +82,11 @@ class EtcdLeases:
         by_address = {str(n.ip): n.name for n in self.lab.spec.cluster_nodes}
         found = {}
         for key, text in self.etcd.under(f"{PREFIX}/subnets/").items():
-            value = json.loads(text)
-            address = value.get("PublicIP", "")
+            try:
+                value = json.loads(text)
+                address = str(IPv4Address(value["PublicIP"]))
+            except (ValueError, KeyError, TypeError) as error:
+                raise ProductError(f"the lease {key} cannot be read: {text[:200]}") from error
             found[by_address.get(address, address)] = {"key": key, "value": value}
         return found
 

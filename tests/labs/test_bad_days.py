@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from testbed.errors import CommandError, Exit, LabError
+from testbed.errors import CommandError, Exit, LabError, ProductError
 from testbed.labs import netns, state
 from testbed.nodes import deploy, etcd, store
 from testbed.nodes.cni import CniError
-from testbed.nodes.deploy import Cluster, ProductError
+from testbed.nodes.deploy import Cluster
 from testbed.options import RunOptions
 from tests.labs.helpers import processes_of, unique
 

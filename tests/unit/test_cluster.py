@@ -13,11 +13,14 @@ from typing import Any, cast
 
 import pytest
 
-from testbed.errors import Exit
+from testbed.errors import Exit, ProductError
 from testbed.flannelspec import default_flannel
 from testbed.nodes import deploy
-from testbed.nodes.deploy import Cluster, ProductError
+from testbed.nodes.deploy import Cluster
+from testbed.nodes.etcd import Etcd
+from testbed.nodes.store import EtcdLeases
 from testbed.options import RunOptions
+from testbed.topology import load_topology
 
 
 def cluster(text: str | None, leases: dict[str, Any] | None = None, patch: pytest.MonkeyPatch | None = None) -> Cluster:
@@ -84,3 +87,12 @@ def test_the_bundled_flannel_is_compiled_as_python_would_and_without_a_file(
     )
     name = Path(util.cache_from_source("cli.py"))
     assert files[f"__pycache__/{name.name}"] == Path(str(wanted)).read_bytes()
+
+
+@pytest.mark.parametrize("value", ["not JSON", "[]", "{}", '{"PublicIP": null}', '{"PublicIP": "moon"}'])
+def test_a_lease_that_cannot_be_read(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "/coreos.com/network/subnets/10.244.3.0-24"
+    monkeypatch.setattr(Etcd, "under", lambda *_: {key: value})
+    lab = cast("Any", SimpleNamespace(spec=load_topology("flat", "x"), node=lambda _: None))
+    with pytest.raises(ProductError, match=f"the lease {key} cannot be read"):
+        EtcdLeases(lab, default_flannel("vxlan")).leases()

@@ -23,7 +23,7 @@ HEAD = """
 import pytest
 from testbed.checks import check, inconclusive
 from testbed.errors import InputError, LabError
-from testbed.nodes.deploy import ProductError
+from testbed.errors import ProductError
 """
 
 ONE_OF_EACH = """
