@@ -148,7 +148,7 @@ def _interrupts(control: int, guest: subprocess.Popen[bytes]) -> Iterator[list[i
 def _modules(kernel: Path) -> str:
     """The folder of a packaged kernel's modules; empty for one that has everything built in."""
     folder = kernel.parent.parent / "lib" / "uml" / "modules"
-    return str(folder) if folder.is_dir() else ""
+    return str(folder) if os.path.isdir(folder) else ""  # noqa: PTH112 (where nobody may look there is none)
 
 
 def _status(folder: Path) -> int | None:
@@ -223,6 +223,10 @@ def _run_in(
     memory: int,
     target: int,
 ) -> int:
+    try:
+        program = os.open(kernel, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise LabError(f"the guest kernel cannot be read: {error.strerror}", where=str(kernel)) from error
     shared = folder / "guest"
     folders = [str(path) for path in (shared, *writable)]
     _prepare(
@@ -242,7 +246,6 @@ def _run_in(
     out, err, console = relay.channel(target), relay.channel(2), relay.channel(None)
     listening, control = os.pipe()
     lifeline, held = os.pipe()  # its far end closes with this process, however that ends
-    program = os.open(kernel, os.O_RDONLY | os.O_CLOEXEC)
     first = ["init=" + interpreter(), "--", "-I", "-S", str(shared / "inside.py"), str(shared / "plan.json")]
     runtime = [f"uml_dir={shared}/uml", "umid=guest"]
     plan = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import shutil
 import signal
 import struct
 import subprocess
@@ -14,6 +15,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,9 @@ def anybody(request: pytest.FixtureRequest, kernel: Kernel) -> Iterator[Guest]:
     with tempfile.TemporaryDirectory(prefix="test-guest-") as name:
         guest = Guest(kernel, Path(name), prefix)
         if prefix:
+            if kernel.way == "built":  # in a folder of root's
+                copy = shutil.copy(kernel.path, guest.folder / "linux")
+                guest.kernel = replace(kernel, path=Path(copy))
             for path in (guest.folder, guest.shared):
                 os.chown(path, ORDINARY, ORDINARY)
         yield guest
