@@ -182,8 +182,6 @@ def check(options: Options) -> None:
         )
     if not 0 <= options.healthz_port <= 65535:
         raise UsageError(f"-healthz-port is {options.healthz_port}: not a port")
-    if options.public_ipv6:
-        raise UsageError("-public-ipv6: IPv6 is not supported yet")
 
 
 def usage() -> str:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import import_module
 from types import FrameType
 from typing import NamedTuple, NoReturn
@@ -30,7 +30,9 @@ from flannel.state import Recorded
 from flannel.stores.base import Event, LeaseLost, Message, Renewed, Snapshot, Store, StoreDown, StoreError
 
 _RETRY = 1.0
-_BRIDGE_SWITCH = "/proc/sys/net/bridge/bridge-nf-call-iptables"
+_BRIDGE_SWITCHES = {4: "bridge-nf-call-iptables", 6: "bridge-nf-call-ip6tables"}
+#: Backends that can carry IPv6 as well.
+_IPV6 = ("vxlan", "host-gw", "wireguard")
 
 MakeStore = Callable[[cli.Options], Store]
 
@@ -74,6 +76,7 @@ _BACKENDS = {
     "vxlan": ("vxlan", "VxlanBackend"),
     "host-gw": ("hostgw", "HostGwBackend"),
     "ipip": ("ipip", "IpipBackend"),
+    "wireguard": ("wireguard", "WireguardBackend"),
     "udp": ("udp", "UdpBackend"),
     "extension": ("extension", "ExtensionBackend"),
     "alloc": ("alloc", "AllocBackend"),
@@ -82,7 +85,7 @@ _INSTEAD = "; use vxlan, or host-gw where the nodes share a link, or extension w
 _REFUSED = {
     "tencent-vpc": "writes a cloud's route table, which this flanneld does not" + _INSTEAD,
     **dict.fromkeys(("aws-vpc", "gce", "ali-vpc"), "was taken out of flannel in v0.20.0" + _INSTEAD),
-    **dict.fromkeys(("wireguard", "ipsec"), "is not supported yet; use another backend"),
+    "ipsec": "is not supported yet; use wireguard, or another backend where packets need no encryption",
 }
 
 
@@ -93,6 +96,10 @@ def make_backend(conf: netconf.NetConf, external: External) -> Backend:
         if conf.backend_type in _REFUSED:
             raise BackendError(f"backend type {conf.backend_type!r} {_REFUSED[conf.backend_type]}")
         raise BackendError(f"unknown backend type {conf.backend_type!r}; known are {', '.join(_BACKENDS)}")
+    if conf.enable_ipv6 and conf.backend_type not in _IPV6:
+        raise BackendError(
+            f"{conf.backend_type} carries IPv4 alone: take EnableIPv6 out, or use one of {', '.join(_IPV6)}"
+        )
     module, name = known
     backend: Backend = getattr(import_module(f"flannel.backends.{module}"), name)(conf, external)
     return backend
@@ -166,29 +173,32 @@ class Daemon:
             self._health = HealthServer(options.healthz_ip, options.healthz_port)
         conf = self._network_config(store)
         if not conf.enable_nftables:
-            self._check_host()
+            self._check_host(conf)
         netlink = Netlink()
         remembered = store.remembered()
         public_ip = remembered.public_ip or options.public_ip
-        external = choose(
-            netlink, Wanted(options.iface, options.iface_regex, options.iface_can_reach, public_ip)
-        )  # fmt: skip
+        external = choose(netlink, Wanted(
+            options.iface, options.iface_regex, options.iface_can_reach, public_ip, options.public_ipv6,
+            conf.enable_ipv6,
+        ))  # fmt: skip
         previous = subnetenv.read(options.subnet_file)
         recorded = Recorded(options.subnet_file + ".state")
-        left_device, recorded.published = recorded.device, remembered.attrs
+        recorded.published = remembered.attrs
         recorded.open()
         if recorded.problem:
             log.warning(f"what this run makes is not recorded for the next one: {recorded.problem}")
         self._backend = backend = make_backend(conf, external)
         attrs = backend.prepare(netlink, recorded)
-        lease = store.acquire(conf, attrs, previous.subnet)
-        log.info(f"Lease acquired: {lease.subnet}")
+        lease = store.acquire(conf, attrs, previous.subnet, previous.subnet6)
+        log.info(f"Lease acquired: {lease.subnet}{f' and {lease.subnet6}' if lease.subnet6 else ''}")
+        if conf.enable_ipv6 and lease.subnet6 is None:
+            raise Failure(f"EnableIPv6: {store.name} gave a lease without an IPv6 subnet")
         backend.start(netlink, lease)
-        self._remove_left_device(netlink, left_device, recorded.device)
+        self._remove_left_devices(netlink, recorded.keep_devices(backend.devices))
         self._start_rules(conf, lease, previous)
         reconciler = Reconciler(
             netlink, backend, external, conf.network, lease.subnet, recorded,
-            blackhole=options.ip_blackhole_route, grace=self._grace,
+            network6=conf.ipv6_network, own6=lease.subnet6, blackhole=options.ip_blackhole_route, grace=self._grace,
         )  # fmt: skip
         self._write_subnet_env(conf, lease, backend)
         log.info("Running backend.")
@@ -208,23 +218,24 @@ class Daemon:
                 continue
             for note in conf.notes:
                 log.warning(note)
-            if conf.enable_ipv6 or not conf.enable_ipv4:
-                raise Failure("EnableIPv6: IPv6 is not supported yet; use IPv4 alone")
+            if not conf.enable_ipv4:
+                raise Failure("EnableIPv4: IPv6 alone is not supported yet; use both, or IPv4 alone")
             log.info(f"Found network config - Backend type: {conf.backend_type}")
             return conf
 
-    def _check_host(self) -> None:
-        if not os.path.exists(_BRIDGE_SWITCH):
-            raise Failure(f"Failed to check br_netfilter: {_BRIDGE_SWITCH} is missing; load the module br_netfilter")
+    def _check_host(self, conf: netconf.NetConf) -> None:
+        for version, name in _BRIDGE_SWITCHES.items():
+            path = f"/proc/sys/net/bridge/{name}"
+            if (version == 4 or conf.enable_ipv6) and not os.path.exists(path):
+                raise Failure(f"Failed to check br_netfilter: {path} is missing; load the module br_netfilter")
 
-    def _remove_left_device(self, netlink: Netlink, left: str, current: str) -> None:
-        """Remove the tunnel device that an earlier run recorded, where this run uses another or none."""
-        if not left or left == current:
-            return
-        link = rtnl.get_link(netlink, name=left)
-        if link is not None and link.kind in ("vxlan", "ipip", "wireguard"):
-            log.warning(f"removing {left}, which an earlier run made for another configuration")
-            netlink.batch([rtnl.delete_link(link.ifindex)])
+    def _remove_left_devices(self, netlink: Netlink, left: Collection[str]) -> None:
+        """Remove the tunnel devices that an earlier run recorded, where this run does not use them."""
+        for name in left:
+            link = rtnl.get_link(netlink, name=name)
+            if link is not None and link.kind in ("vxlan", "ipip", "wireguard"):
+                log.warning(f"removing {name}, which an earlier run made for another configuration")
+                netlink.batch([rtnl.delete_link(link.ifindex)])
 
     def _start_rules(self, conf: netconf.NetConf, lease: Lease, previous: subnetenv.Previous) -> None:
         from flannel.rules import cleanup
@@ -235,7 +246,8 @@ class Daemon:
                 network, subnet, options.ip_masq, options.iptables_forward_rules,
                 not options.ip_masq_fully_random_disable,
             )
-            for network, subnet in ((conf.network, lease.subnet),)
+            for network, subnet in ((conf.network, lease.subnet), (conf.ipv6_network, lease.subnet6))
+            if network is not None and subnet is not None
         }  # fmt: skip
         if conf.enable_nftables:
             from flannel.rules.nftables import NftablesKeeper
@@ -255,7 +267,10 @@ class Daemon:
     def _write_subnet_env(self, conf: netconf.NetConf, lease: Lease, backend: Backend) -> None:
         path = self._options.subnet_file
         try:
-            subnetenv.write(path, subnetenv.render(conf.network, lease.subnet, backend.mtu, self._options.ip_masq))
+            text = subnetenv.render(
+                conf.network, lease.subnet, backend.mtu, self._options.ip_masq, conf.ipv6_network, lease.subnet6
+            )  # fmt: skip
+            subnetenv.write(path, text)
         except OSError as error:
             log.warning(f"Failed to write subnet file {path}: {error}")
             return
@@ -286,7 +301,7 @@ class Daemon:
         self, netlink: Netlink, reconciler: Reconciler, store: Store, conf: netconf.NetConf, lease: Lease
     ) -> None:  # fmt: skip
         assert self._backend is not None
-        monitor = Monitor()
+        monitor = Monitor(ipv6=conf.enable_ipv6)
         published = self._backend.attrs()
         self._serving = True
         store.watch(self.post)
@@ -336,7 +351,7 @@ class Daemon:
         def try_until_done() -> None:
             while not self._stopping:
                 try:
-                    self.post(_AcquiredAgain(store.acquire(conf, attrs, lease.subnet)))
+                    self.post(_AcquiredAgain(store.acquire(conf, attrs, lease.subnet, lease.subnet6)))
                     return
                 except StoreError as error:
                     log.error(f"cannot take the lease of {lease.subnet} again: {error}")
@@ -346,7 +361,7 @@ class Daemon:
 
     def _check_again(self, again: Lease, lease: Lease) -> None:
         """Pods live in the subnet that this run started with: with any other one it must end."""
-        if again.subnet != lease.subnet:
+        if (again.subnet, again.subnet6) != (lease.subnet, lease.subnet6):
             log.error(f"Lease has been revoked: {lease.subnet} is somebody else's now. Shutting down.")
             self._stopping = True
         else:

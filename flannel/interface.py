@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from ipaddress import IPv4Address
-from typing import NamedTuple
+from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple, TypeVar
 
 from flannel import log
 from flannel.kernel import rtnl
@@ -25,6 +25,8 @@ class External(NamedTuple):
     mtu: int
     address: IPv4Address
     public: IPv4Address
+    address6: IPv6Address | None = None  # both in dual stack only
+    public6: IPv6Address | None = None
 
 
 class Wanted(NamedTuple):
@@ -34,6 +36,8 @@ class Wanted(NamedTuple):
     expressions: Sequence[str] = ()
     can_reach: str = ""
     public_ip: str = ""
+    public_ipv6: str = ""
+    ipv6: bool = False
 
 
 def choose(netlink: Netlink, wanted: Wanted) -> External:
@@ -49,7 +53,22 @@ def choose(netlink: Netlink, wanted: Wanted) -> External:
         log.info(f"Defaulting external address to interface address ({address})")
     else:
         log.info(f"Using {public} as external address")
-    return External(link.ifindex, link.name, link.mtu, address, public or address)
+    external = External(link.ifindex, link.name, link.mtu, address, public or address)
+    return _with_ipv6(netlink, external, wanted) if wanted.ipv6 else external
+
+
+def _with_ipv6(netlink: Netlink, external: External, wanted: Wanted) -> External:
+    """The same interface's address of IPv6, and the one that is published."""
+    try:
+        public = IPv6Address(wanted.public_ipv6) if wanted.public_ipv6 else None
+    except ValueError:
+        raise InterfaceError(f"--public-ipv6 is {wanted.public_ipv6!r}, not an IPv6 address") from None
+    usable = _ordered(rtnl.dump_addresses(netlink, external.ifindex, 6), IPv6Address)
+    if not usable:
+        raise InterfaceError(f"interface {external.name} has no usable IPv6 address, which EnableIPv6 needs")
+    address = usable[0]
+    log.info(f"Using {address} of {external.name} for IPv6, and {public or address} as external address")
+    return external._replace(address6=address, public6=public or address)
 
 
 _Found = tuple[rtnl.Link, IPv4Address | None]
@@ -119,7 +138,7 @@ def _by_regex(netlink: Netlink, text: str) -> _Found:
     links = rtnl.dump_links(netlink)
     addresses = rtnl.dump_addresses(netlink)
     for link in links:
-        for address in _ordered([one for one in addresses if one.ifindex == link.ifindex]):
+        for address in _ordered([one for one in addresses if one.ifindex == link.ifindex], IPv4Address):
             if expression.search(str(address)):
                 return link, address
     for link in links:
@@ -148,11 +167,14 @@ def _by_default_route(netlink: Netlink) -> _Found:
     raise InterfaceError(f"there is no default route; give --iface. There are {_inventory(netlink)}")
 
 
-def _ordered(addresses: list[rtnl.Address]) -> list[IPv4Address]:
+_Ip = TypeVar("_Ip", IPv4Address, IPv6Address)
+
+
+def _ordered(addresses: list[rtnl.Address], family: type[_Ip]) -> list[_Ip]:
     """Usable addresses, best first: global before link-local, permanent before dynamic, then not temporary."""
-    usable: list[tuple[tuple[bool, bool, bool], int, IPv4Address]] = []
+    usable: list[tuple[tuple[bool, bool, bool], int, _Ip]] = []
     for address in addresses:
-        ip = IPv4Address(address.ip)
+        ip = family(address.ip)
         if address.flags & _DEPRECATED or ip.is_loopback or ip.is_multicast or ip.is_unspecified:
             continue
         rank = (ip.is_link_local, not address.flags & _PERMANENT, bool(address.flags & _TEMPORARY))
@@ -161,7 +183,7 @@ def _ordered(addresses: list[rtnl.Address]) -> list[IPv4Address]:
 
 
 def _best_address(netlink: Netlink, link: rtnl.Link) -> IPv4Address:
-    usable = _ordered(rtnl.dump_addresses(netlink, link.ifindex))
+    usable = _ordered(rtnl.dump_addresses(netlink, link.ifindex), IPv4Address)
     if not usable:
         raise InterfaceError(f"interface {link.name} has no usable IPv4 address")
     return usable[0]

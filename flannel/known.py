@@ -107,7 +107,7 @@ class KnownLeases:
         self._absent.discard(lease.subnet)
         known = self.leases.get(lease.subnet)
         self.leases[lease.subnet] = lease
-        if known is None or known.attrs != lease.attrs:
+        if known is None or (known.attrs, known.subnet6) != (lease.attrs, lease.subnet6):
             self.dirty.add(lease.subnet)
 
     def _forget(self, subnet: IPv4Network) -> None:

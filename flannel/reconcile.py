@@ -18,7 +18,7 @@ from flannel.changes import Changes
 from flannel.interface import External
 from flannel.kernel import rtnl
 from flannel.kernel.monitor import Change
-from flannel.kernel.netlink import Failure, Netlink, NetlinkError
+from flannel.kernel.netlink import Failure, Message, Netlink, NetlinkError
 from flannel.kernel.rtnl import Fdb, Link, Neigh, Route, SeenEntry, SeenRoute
 from flannel.known import KnownLeases
 from flannel.state import OffDevice, Recorded
@@ -424,7 +424,7 @@ class Reconciler:
         """
         self._recorded.add(self._off_device(changes.routes))
         requests, owners, removals = changes.messages()
-        failures = self._netlink.batch(requests)
+        failures = self._make_way(self._netlink.batch(requests), requests, changes)
         failed: dict[IPv4Network, Failure] = {}
         for failure in failures:
             if failure.position in removals:
@@ -443,6 +443,24 @@ class Reconciler:
             self._retry_after = min(self._retry_after * 2, _RETRY_LONGEST)
         elif not self._failing:
             self._retry_after = _RETRY_FIRST
+
+    def _make_way(self, failures: list[Failure], requests: list[Message], changes: Changes) -> list[Failure]:
+        """Try routes of IPv6 again that the kernel refused because of the very routes that they replace.
+
+        It looks the gateway up first, and finds that it lies behind another device.
+        """
+        routes = dict(zip(range(len(requests) - len(changes.routes), len(requests)), changes.routes, strict=True))
+        left = []
+        for failure in failures:
+            route = routes.get(failure.position)
+            if route is None or route.version == 4 or failure.errno != errno.EINVAL:
+                left.append(failure)
+                continue
+            self._netlink.batch([rtnl.delete_route(route._replace(gateway=0, oif=0, onlink=False))])
+            left += [
+                again._replace(position=failure.position) for again in self._netlink.batch([rtnl.set_route(route)])
+            ]
+        return left
 
     def _judge(self, subnet: IPv4Network, failure: Failure | None) -> None:
         if failure is None:

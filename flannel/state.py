@@ -1,13 +1,14 @@
 """What an earlier run made, kept beside subnet.env: a journal of lines, so that a change costs one line.
 
 Recorded are the routes that do not go out of our own tunnel device (nothing in the kernel tells them from an
-operator's), the tunnel device and its address. A route is recorded before it is made, so a crash in between leaves a
-record too many, never one too few. Lines that cannot be read are skipped: what is not recorded is not ours.
+operator's), the tunnel devices and their addresses. A route is recorded before it is made, so a crash in between leaves
+a record too many, never one too few. Lines that cannot be read are skipped: what is not recorded is not ours.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
 
@@ -30,8 +31,7 @@ class Recorded:
         self._file: int | None = None
         self.problem = ""
         self.routes: set[OffDevice] = set()
-        self.device = ""
-        self.mac = b""
+        self.devices: dict[str, bytes] = {}
         self.published: LeaseAttrs | None = None  # what the store remembers of this node, where it does
         self._load()
 
@@ -50,8 +50,10 @@ class Recorded:
 
     def _read(self, words: list[str]) -> None:
         if words[0] == "device":
-            # The word alone says that this run has no device of its own.
-            self.device, self.mac = (words[1], bytes.fromhex(words[2])) if len(words) > 2 else ("", b"")
+            if len(words) > 2:
+                self.devices[words[1]] = bytes.fromhex(words[2])
+            else:  # the word alone: what was recorded before is not there any more
+                self.devices.clear()
         elif words[0] in ("+", "-"):
             route = OffDevice(ip_network(words[1]), ip_address(words[2]), words[3])
             (self.routes.add if words[0] == "+" else self.routes.discard)(route)
@@ -64,13 +66,13 @@ class Recorded:
         try:
             os.makedirs(os.path.dirname(self._path) or ".", mode=0o755, exist_ok=True)
             self._file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            os.write(self._file, "".join([self._device_line(), *(_line("+", one) for one in self.routes)]).encode())
+            os.write(self._file, "".join([self._device_lines(), *(_line("+", one) for one in self.routes)]).encode())
             os.rename(temporary, self._path)
         except OSError as error:
             self._failed(error)
 
-    def _device_line(self) -> str:
-        return f"device {self.device} {self.mac.hex()}\n" if self.device else ""
+    def _device_lines(self) -> str:
+        return "".join(f"device {name} {mac.hex()}\n" for name, mac in self.devices.items())
 
     def _append(self, text: str) -> None:
         if self._file is None or not text:
@@ -87,10 +89,19 @@ class Recorded:
             self._file = None
 
     def note_device(self, name: str, mac: bytes) -> None:
-        """Record our tunnel device and its address."""
-        if (name, mac) != (self.device, self.mac):
-            self.device, self.mac = name, mac
-            self._append(self._device_line() or "device\n")
+        """Record a tunnel device of ours and its address."""
+        if self.devices.get(name) != mac:
+            self.devices[name] = mac
+            self._append(f"device {name} {mac.hex()}\n")
+
+    def keep_devices(self, names: Collection[str]) -> list[str]:
+        """Forget all devices but these; return those that were forgotten."""
+        gone = [name for name in self.devices if name not in names]
+        for name in gone:
+            del self.devices[name]
+        if gone:
+            self._append("device\n" + self._device_lines())
+        return gone
 
     def add(self, routes: set[OffDevice]) -> None:
         """Record routes that are about to be made."""

@@ -22,14 +22,17 @@ class Previous(NamedTuple):
         return (self.network, self.subnet) if version == 4 else (self.network6, self.subnet6)
 
 
-def render(network: IPv4Network, subnet: IPv4Network, mtu: int, masquerade: bool) -> str:
-    """The file's text. The subnet is written as its first host address."""
-    return (
-        f"FLANNEL_NETWORK={network}\n"
-        f"FLANNEL_SUBNET={subnet.network_address + 1}/{subnet.prefixlen}\n"
-        f"FLANNEL_MTU={mtu}\n"
-        f"FLANNEL_IPMASQ={'true' if masquerade else 'false'}\n"
-    )
+def render(
+    network: IPv4Network, subnet: IPv4Network, mtu: int, masquerade: bool,
+    network6: IPv6Network | None = None, subnet6: IPv6Network | None = None,
+) -> str:  # fmt: skip
+    """The file's text. A subnet is written as its first host address."""
+    lines = [f"FLANNEL_NETWORK={network}", f"FLANNEL_SUBNET={subnet.network_address + 1}/{subnet.prefixlen}"]
+    if network6 is not None and subnet6 is not None:
+        lines.append(f"FLANNEL_IPV6_NETWORK={network6}")
+        lines.append(f"FLANNEL_IPV6_SUBNET={subnet6.network_address + 1}/{subnet6.prefixlen}")
+    lines += [f"FLANNEL_MTU={mtu}", f"FLANNEL_IPMASQ={'true' if masquerade else 'false'}"]
+    return "\n".join(lines) + "\n"
 
 
 def write(path: str, text: str) -> None:

@@ -63,9 +63,13 @@ class Backend:
     mtu = 0
     asks_routes = False
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The names of the devices that it leaves in the kernel."""
+        return ()
+
     def prepare(self, netlink: Netlink, recorded: Recorded) -> LeaseAttrs:
         """Make what must be there before the lease, and say what to publish with it. Raises BackendError."""
-        recorded.note_device("", b"")
         return self.attrs()
 
     def attrs(self) -> LeaseAttrs:

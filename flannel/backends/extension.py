@@ -47,7 +47,6 @@ class ExtensionBackend(AllocBackend):
 
     def prepare(self, netlink: Netlink, recorded: Recorded) -> LeaseAttrs:
         """Run the first command; what it prints is published."""
-        recorded.note_device("", b"")
         if self._commands["PreStartupCommand"]:
             outcome = self._run("PreStartupCommand", {}, "\n")
             if outcome.code:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flannel import log
 from flannel.backends.base import Backend, BackendError, Facts, Ignored, Wants
 from flannel.interface import External
-from flannel.kernel.rtnl import Route
+from flannel.kernel.rtnl import METRIC6, UNICAST, Route
 from flannel.lease import Lease, LeaseAttrs
 from flannel.netconf import NetConf, unread_keys
 
@@ -24,7 +24,7 @@ class HostGwBackend(Backend):
         for note in unread_keys(conf, ()):
             log.warning(note)
         self.mtu = external.mtu
-        self._attrs = LeaseAttrs(external.public, "host-gw")
+        self._attrs = LeaseAttrs(external.public, "host-gw", public_ip6=external.public6)
 
     def attrs(self) -> LeaseAttrs:
         """What is published with the lease."""
@@ -36,4 +36,9 @@ class HostGwBackend(Backend):
             raise Ignored(f"its backend is {lease.attrs.backend_type or 'udp or none'!r}, not host-gw")
         gateway = int(lease.attrs.public_ip)
         dst, length = int(lease.subnet.network_address), lease.subnet.prefixlen
-        return Wants(routes=(Route(dst, length, gateway, facts.external.ifindex),))
+        routes = (Route(dst, length, gateway, facts.external.ifindex),)
+        if facts.external.public6 is None or lease.subnet6 is None or lease.attrs.public_ip6 is None:
+            return Wants(routes=routes)
+        gateway6, dst6 = int(lease.attrs.public_ip6), int(lease.subnet6.network_address)
+        length6, index = lease.subnet6.prefixlen, facts.external.ifindex
+        return Wants(routes=(*routes, Route(dst6, length6, gateway6, index, False, UNICAST, METRIC6, 6)))

@@ -26,8 +26,6 @@ class IpipBackend(Backend):
     name = "ipip"
 
     def __init__(self, conf: NetConf, external: External) -> None:
-        if conf.enable_ipv6:
-            raise BackendError("ipip carries IPv4 alone: take EnableIPv6 out, or use vxlan, host-gw or wireguard")
         self._network = conf.network
         self.asks_routes = backend_bool(conf, "DirectRouting")
         self.mtu = external.mtu - OVERHEAD
@@ -38,6 +36,11 @@ class IpipBackend(Backend):
         self._external = external
         self._subnet: IPv4Network | None = None
         self._recorded = Recorded()
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The one device."""
+        return (DEVICE,)
 
     # -- device ----------------------------------------------------------------------------------------------------
 

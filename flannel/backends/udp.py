@@ -50,7 +50,6 @@ class UdpBackend(Backend):
 
     def prepare(self, netlink: Netlink, recorded: Recorded) -> LeaseAttrs:
         """Nothing is needed before the lease."""
-        recorded.note_device("", b"")
         return self.attrs()
 
     def attrs(self) -> LeaseAttrs:

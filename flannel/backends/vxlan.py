@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import errno
-import os
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
 
 from flannel import log
-from flannel.backends.base import NOTHING, Backend, BackendError, Facts, Ignored, Wants, ensure_address
+from flannel.backends.base import NOTHING, Backend, BackendError, Facts, Ignored, Wants
+from flannel.backends.vxlandevice import Settings, VxlanDevice
 from flannel.interface import External
-from flannel.kernel import rtnl
-from flannel.kernel.netlink import Netlink, NetlinkError
-from flannel.kernel.rtnl import Fdb, Link, Neigh, Route, SeenRoute
+from flannel.kernel.netlink import Netlink
+from flannel.kernel.rtnl import METRIC6, UNICAST, Fdb, Link, Neigh, Route, SeenRoute
 from flannel.lease import Lease, LeaseAttrs
 from flannel.netconf import NetConf, backend_bool, backend_int, unread_keys
 from flannel.state import Recorded
@@ -19,7 +18,9 @@ from flannel.state import Recorded
 _KEYS = ("VNI", "Port", "MTU", "GBP", "Learning", "DirectRouting")
 #: Outer IPv4, UDP and vxlan headers and the inner Ethernet header, in bytes.
 OVERHEAD = 50
-_KERNEL_PORT = 8472
+#: By how much an outer IPv6 header is longer than an IPv4 one.
+LONGER6 = 20
+SMALLEST_MTU6 = 1280
 _SMALLEST_MTU = 68
 
 
@@ -45,144 +46,116 @@ class VxlanBackend(Backend):
             f"DirectRouting={self.asks_routes}"
         )
         self._external = external
-        self._device = f"flannel.{self._vni}"
-        self._mac = b""
+        settings = Settings(self._vni, self._port, self._gbp, self._learning, self.mtu)
+        self._device = VxlanDevice(f"flannel.{self._vni}", settings, conf.network)
+        self._device6: VxlanDevice | None = None
+        if conf.ipv6_network is not None and external.public6 is not None:
+            if self.mtu - LONGER6 < SMALLEST_MTU6:
+                raise BackendError(f"an MTU of {self.mtu + OVERHEAD} leaves IPv6 {self.mtu - LONGER6} bytes: too few")
+            # FLANNEL_MTU stays as upstream's; senders learn of the smaller one from this device.
+            self._device6 = VxlanDevice(
+                f"flannel-v6.{self._vni}", settings._replace(mtu=self.mtu - LONGER6), conf.ipv6_network
+            )
         self._recorded = Recorded()
-        self._subnet: IPv4Network | None = None
 
     # -- device ----------------------------------------------------------------------------------------------------
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """One for each IP version."""
+        return tuple(device.name for device in (self._device, self._device6) if device)
+
     def prepare(self, netlink: Netlink, recorded: Recorded) -> LeaseAttrs:
-        """Make the device, for its address is part of the lease."""
+        """Make the devices, for their addresses are part of the lease."""
         self._recorded = recorded
-        if recorded.device == self._device:
-            self._mac = recorded.mac
-        elif recorded.published is not None and recorded.published.backend_type == self.name:
-            # The record does not outlive a reboot, but peers know the MAC address that was published.
-            self._mac = _mac_of(recorded.published) or b""
-        self._ensure_link(netlink, self._external)
+        published = recorded.published if recorded.published and recorded.published.backend_type == self.name else None
+        for device, version in ((self._device, 4), (self._device6, 6)):
+            if device is None:
+                continue
+            device.mac = recorded.devices.get(device.name, b"")
+            if not device.mac and published is not None:
+                # The record does not outlive a reboot, but peers know the MAC address that was published.
+                device.mac = _mac_of(published.backend_data if version == 4 else published.backend_data6) or b""
+        self.device(netlink, self._external)
+        self.device6(netlink, self._external)
         return self.attrs()
 
     def attrs(self) -> LeaseAttrs:
-        """What is published with the lease: VNI and the device's address."""
-        mac = self._mac.hex(":")
-        return LeaseAttrs(self._external.public, "vxlan", {"VNI": self._vni, "VtepMAC": mac})
+        """What is published with the lease: VNI and the devices' addresses."""
+        data = {"VNI": self._vni, "VtepMAC": self._device.mac.hex(":")}
+        if self._device6 is None:
+            return LeaseAttrs(self._external.public, "vxlan", data)
+        data6 = {"VNI": self._vni, "VtepMAC": self._device6.mac.hex(":")}
+        return LeaseAttrs(self._external.public, "vxlan", data, self._external.public6, data6)
 
     def start(self, netlink: Netlink, lease: Lease) -> None:
-        """Address the device and bring it up."""
-        self._subnet = lease.subnet
+        """Address the devices and bring them up."""
+        self._device.subnet = lease.subnet
         self.device(netlink, self._external)
+        if self._device6 is not None:
+            if lease.subnet6 is None:
+                raise BackendError("IPv6 is enabled, but the lease has no IPv6 subnet")
+            self._device6.subnet = lease.subnet6
+            self.device6(netlink, self._external)
 
     def device(self, netlink: Netlink, external: External) -> Link | None:
         """The device with its address, up, and with the MAC address that the lease says."""
         self._external = external
-        link = self._ensure_link(netlink, external)
-        if self._subnet is None:
-            return link
-        ensure_address(netlink, link, self._subnet.network_address, self._network)
-        if not link.up:
-            self._bring_up(netlink, link)
-            again = rtnl.get_link(netlink, index=link.ifindex)
-            if again is None or again.mac != self._mac:
-                raise BackendError(f"something changed the MAC address of {self._device}, such as a udev policy")
-            link = again
+        link = self._device.ensure(netlink, external.ifindex, external.public)
+        self._recorded.note_device(self._device.name, link.mac)
         return link
 
-    def _bring_up(self, netlink: Netlink, link: Link) -> None:
-        try:
-            netlink.request(rtnl.change_link(link.ifindex, up=True))
-        except NetlinkError as error:
-            hint = ""
-            if error.errno == errno.EADDRINUSE:
-                hint = f"; another socket or vxlan device holds UDP port {self._port or _KERNEL_PORT}"
-            raise BackendError(f"cannot bring {self._device} up: {error.strerror}{hint}") from None
-
-    def _ensure_link(self, netlink: Netlink, external: External) -> Link:
-        link = rtnl.get_link(netlink, name=self._device)
-        wanted = rtnl.Vxlan(
-            self._vni, external.ifindex, int(external.public), self._port, self._learning, self._gbp
-        )  # fmt: skip
-        if link is not None and not self._compatible(link, wanted):
-            log.warning(f"{self._device} is there with other settings; making it anew")
-            self._mac = self._mac or (link.mac if link.kind == "vxlan" else b"")
-            netlink.batch([rtnl.delete_link(link.ifindex)])
-            link = None
-        link = self._create(netlink, wanted) if link is None else self._adjust(netlink, link)
-        self._mac = link.mac
-        self._recorded.note_device(self._device, self._mac)
+    def device6(self, netlink: Netlink, external: External) -> Link | None:
+        """The same for IPv6."""
+        if self._device6 is None or external.public6 is None:
+            return None
+        link = self._device6.ensure(netlink, external.ifindex, external.public6)
+        self._recorded.note_device(self._device6.name, link.mac)
         return link
-
-    def _compatible(self, link: Link, wanted: rtnl.Vxlan) -> bool:
-        there = link.vxlan
-        return there is not None and there._replace(learning=wanted.learning) == wanted._replace(
-            port=wanted.port or _KERNEL_PORT
-        )
-
-    def _create(self, netlink: Netlink, wanted: rtnl.Vxlan) -> Link:
-        self._mac = self._mac or random_mac()
-        try:
-            netlink.request(rtnl.new_vxlan(self._device, wanted, self.mtu, self._mac))
-        except NetlinkError as error:
-            raise BackendError(f"cannot make the vxlan device {self._device}: {error.strerror}") from None
-        try:
-            with open(f"/proc/sys/net/ipv6/conf/{self._device}/accept_ra", "w") as file:
-                file.write("0")
-        except OSError:
-            log.debug(f"accept_ra of {self._device} stays as it is: no IPv6, or /proc/sys cannot be written")
-        link = rtnl.get_link(netlink, name=self._device)
-        if link is None:
-            raise BackendError(f"{self._device} went away while it was made")
-        if link.mac != self._mac:
-            raise BackendError(f"{self._device} came up with another MAC address than it was given")
-        log.info(f"Created {self._device}: MAC {link.mac.hex(':')}, MTU {link.mtu}")
-        return link
-
-    def _adjust(self, netlink: Netlink, link: Link) -> Link:
-        """Bring what can be changed in place to what is wanted: MTU, learning, a MAC address that was tampered with."""
-        changes = []
-        if link.mtu != self.mtu:
-            log.info(f"{self._device}: MTU {link.mtu} -> {self.mtu}")
-            changes.append(rtnl.change_link(link.ifindex, mtu=self.mtu))
-        if link.vxlan and link.vxlan.learning != self._learning:
-            log.info(f"{self._device}: learning {'on' if self._learning else 'off'}")
-            changes.append(rtnl.change_learning(link.ifindex, self._vni, self._learning))
-        if self._subnet is not None and link.mac != self._mac:
-            log.warning(f"{self._device}: somebody changed its MAC address to {link.mac.hex(':')}; changing it back")
-            changes.append(rtnl.change_link(link.ifindex, mac=self._mac))
-        if not changes:
-            return link
-        for failure in netlink.batch(changes):
-            log.error(f"cannot change {self._device}: {failure}")
-        return rtnl.get_link(netlink, index=link.ifindex) or link
 
     # -- desired state ---------------------------------------------------------------------------------------------
 
     def wants(self, lease: Lease, facts: Facts) -> Wants:
         """Neighbour, FDB entry and route of a peer; a plain route where it is direct."""
-        if lease.attrs.backend_type != "vxlan":
-            raise Ignored(f"its backend is {lease.attrs.backend_type or 'udp or none'!r}, not vxlan")
-        mac = _mac_of(lease.attrs)
+        attrs = lease.attrs
+        if attrs.backend_type != "vxlan":
+            raise Ignored(f"its backend is {attrs.backend_type or 'udp or none'!r}, not vxlan")
+        wanted = self._wants_of(lease.subnet, attrs.public_ip, attrs.backend_data, facts, facts.tunnel)
+        if self._device6 is None or lease.subnet6 is None or attrs.public_ip6 is None:
+            return wanted
+        more = self._wants_of(lease.subnet6, attrs.public_ip6, attrs.backend_data6, facts, facts.tunnel6)
+        return Wants(wanted.neighbours + more.neighbours, wanted.fdb + more.fdb, wanted.routes + more.routes)
+
+    def _wants_of(
+        self, subnet: IPv4Network | IPv6Network, peer: IPv4Address | IPv6Address, data: Any, facts: Facts,
+        tunnel: Link | None,
+    ) -> Wants:  # fmt: skip
+        mac = _mac_of(data)
         if mac is None:
-            raise Ignored(f"its data holds no usable VtepMAC: {lease.attrs.backend_data!r}")
-        dst, length = int(lease.subnet.network_address), lease.subnet.prefixlen
-        peer = int(lease.attrs.public_ip)
-        if self.asks_routes and lease.attrs.public_ip in facts.direct:
-            return Wants(routes=(Route(dst, length, peer, facts.direct[lease.attrs.public_ip]),))
-        if facts.tunnel is None:
+            raise Ignored(f"its data holds no usable VtepMAC: {data!r}")
+        dst, length, version = int(subnet.network_address), subnet.prefixlen, subnet.version
+        metric = 0 if version == 4 else METRIC6
+        if self.asks_routes and peer in facts.direct:
+            return Wants(routes=(Route(dst, length, int(peer), facts.direct[peer], False, UNICAST, metric, version),))
+        if tunnel is None:
             return NOTHING
-        index = facts.tunnel.ifindex
-        return Wants((Neigh(index, dst, mac),), (Fdb(index, mac, peer),), (Route(dst, length, dst, index, True),))
+        index = tunnel.ifindex
+        return Wants(
+            (Neigh(index, dst, mac, version),),
+            (Fdb(index, mac, int(peer), version),),
+            (Route(dst, length, dst, index, True, UNICAST, metric, version),),
+        )
 
     def is_ours(self, seen: SeenRoute, facts: Facts) -> bool:
         """A route out of our device that leads into the Network, or has the form that only flannel gives routes."""
-        if facts.tunnel is None or seen.route.oif != facts.tunnel.ifindex or not seen.plain:
+        route = seen.route
+        if not seen.plain or all(route.oif != tunnel.ifindex for tunnel in facts.tunnels):
             return False
-        form = seen.route.onlink and seen.route.gateway == seen.route.dst
-        return form or IPv4Address(seen.route.dst) in self._network
+        form = route.onlink and route.gateway == route.dst
+        return form or (route.version == 4 and IPv4Address(route.dst) in self._network)
 
 
-def _mac_of(attrs: LeaseAttrs) -> bytes | None:
-    data = attrs.backend_data
+def _mac_of(data: Any) -> bytes | None:
     text = data.get("VtepMAC") if isinstance(data, dict) else None
     try:
         mac = bytes.fromhex(text.replace(":", "").replace("-", "")) if isinstance(text, str) else b""
@@ -191,10 +164,3 @@ def _mac_of(attrs: LeaseAttrs) -> bytes | None:
     if len(mac) != 6 or mac[0] & 1 or not any(mac):
         return None
     return mac
-
-
-def random_mac() -> bytes:
-    """A random, locally administered, unicast address."""
-    octets = bytearray(os.urandom(6))
-    octets[0] = octets[0] & 0xFC | 0x02
-    return bytes(octets)

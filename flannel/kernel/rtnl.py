@@ -276,6 +276,13 @@ def new_ipip(name: str, local: int, mtu: int) -> Message:
     return Message(NEWLINK, F_CREATE | F_EXCL, body)
 
 
+def new_plain(name: str, kind: str, mtu: int) -> Message:
+    """Create a device of a kind that takes its settings elsewhere."""
+    body = _LINK.pack(0, 0, 0, 0, 0) + attribute(_IFLA_IFNAME, name.encode() + b"\0")
+    body += attribute(_IFLA_MTU, _U32.pack(mtu)) + attribute(_IFLA_LINKINFO, attribute(_INFO_KIND, kind.encode()))
+    return Message(NEWLINK, F_CREATE | F_EXCL, body)
+
+
 def change_link(index: int, *, mtu: int | None = None, up: bool | None = None, mac: bytes | None = None) -> Message:
     """Change an interface in place."""
     flags = IFF_UP if up else 0

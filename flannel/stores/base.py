@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from flannel.lease import Lease, LeaseAttrs
@@ -69,10 +69,11 @@ class Renewed:
 @dataclass(frozen=True, slots=True)
 class Remembered:
     """What a store has kept of this node from before: an address that an operator wants published in place of the
-    interface's (`public_ip`, "" for none), and what was published last."""
+    interface's (`public_ip`, "" for none; `public_ip6` the same of IPv6), and what was published last."""
 
     public_ip: str = ""
     attrs: LeaseAttrs | None = None
+    public_ip6: str = ""
 
 
 Message: TypeAlias = Snapshot | Event | StoreDown | LeaseLost | Renewed
@@ -94,8 +95,11 @@ class Store(Protocol):
     def network_config(self) -> str:
         """Return the network configuration's JSON text; raises StoreError (the caller asks again)."""
 
-    def acquire(self, conf: NetConf, attrs: LeaseAttrs, previous: IPv4Network | None) -> Lease:
-        """Get this node's lease: its old one, else `previous` if it is free, else a free subnet. Raises StoreError."""
+    def acquire(
+        self, conf: NetConf, attrs: LeaseAttrs, previous: IPv4Network | None, previous6: IPv6Network | None = None
+    ) -> Lease:  # fmt: skip
+        """Get this node's lease: its old one, else `previous` if it is free, else a free subnet; in dual stack the same
+        with `previous6`. Raises StoreError."""
 
     def watch(self, post: Post) -> None:
         """Start the threads that list, watch and renew, and return at once; never raises. Call `acquire` before."""

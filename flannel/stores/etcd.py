@@ -11,11 +11,11 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, NamedTuple
 
 from flannel.lease import Lease, LeaseAttrs
-from flannel.stores.allocate import fits, free_subnets
+from flannel.stores.allocate import fits, fits6, free_subnets, free_subnets6
 from flannel.stores.base import LeaseLost, Log, Post, Remembered, Renewed, StoreError
 from flannel.stores.etcd_client import EtcdClient, KeyValue, TlsFiles
 from flannel.stores.etcd_watch import LeaseWatcher, OwnLease
@@ -34,7 +34,7 @@ class Entry(NamedTuple):
 
     key: KeyValue
     subnet: IPv4Network
-    dual: bool
+    subnet6: IPv6Network | None
     attrs: LeaseAttrs | None
 
 
@@ -83,6 +83,7 @@ class EtcdStore:
         self._subnets = f"{prefix.rstrip('/')}/subnets/".encode()
         self._log, self._margin, self._ttl = log, renew_margin, ttl
         self._network: IPv4Network | None = None
+        self._network6: IPv6Network | None = None
         self._attrs: LeaseAttrs | None = None
         self._own: _Own | None = None
         self._generation = 0
@@ -109,14 +110,19 @@ class EtcdStore:
 
     # -- getting a lease -------------------------------------------------------------------------------------------
 
-    def acquire(self, conf: NetConf, attrs: LeaseAttrs, previous: IPv4Network | None) -> Lease:
+    def acquire(
+        self, conf: NetConf, attrs: LeaseAttrs, previous: IPv4Network | None, previous6: IPv6Network | None = None
+    ) -> Lease:  # fmt: skip
         """Reuse the lease of our PublicIP, else take `previous` if it is free, else one of the first free subnets."""
         with self._changed:
             self._own, self._network, self._attrs = None, conf.network, attrs
+            self._network6 = conf.ipv6_network
         for _ in range(_ACQUIRE_TRIES):
             try:
                 entries = self._entries()
-                own = self._reuse(conf, attrs, previous, entries) or self._create(conf, attrs, previous, entries)
+                own = self._reuse(conf, attrs, previous, entries) or self._create(
+                    conf, attrs, previous, previous6, entries
+                )  # fmt: skip
             except _LostRaceError as race:
                 self._log("info", f"{race}; looking again")
                 continue
@@ -142,14 +148,14 @@ class EtcdStore:
                 attrs = parse_value(key.value)
             except ValueError:
                 attrs = None  # the subnet is taken all the same
-            entries.append(Entry(key, subnet, v6 is not None, attrs))
+            entries.append(Entry(key, subnet, v6, attrs))
         return entries
 
     def _reuse(
         self, conf: NetConf, attrs: LeaseAttrs, previous: IPv4Network | None, entries: list[Entry]
     ) -> _Own | None:
         ours = [entry for entry in entries if entry.attrs and entry.attrs.public_ip == attrs.public_ip]
-        fitting = [entry for entry in ours if not entry.dual and fits(conf, entry.subnet)]
+        fitting = [entry for entry in ours if fits(conf, entry.subnet, entry.subnet6)]
         for entry in ours:
             if entry not in fitting:
                 self._give_up(entry, entries)
@@ -168,7 +174,7 @@ class EtcdStore:
             raise _LostRaceError(f"the lease of {entry.subnet} changed meanwhile")
         self._log("info", f"Found lease ({entry.subnet}) for current IP ({attrs.public_ip}), reusing it")
         revision = put.revision if put.found is None else put.found.mod_revision
-        lease = Lease(entry.subnet, attrs, time.time() + ttl if ttl else 0.0)
+        lease = Lease(entry.subnet, attrs, time.time() + ttl if ttl else 0.0, entry.subnet6)
         return _Own(entry.key.key, lease, etcd_lease, entry.key.create_revision, revision, self._due(ttl))
 
     def _give_up(self, entry: Entry, entries: list[Entry]) -> None:
@@ -181,18 +187,22 @@ class EtcdStore:
         entries.remove(entry)
         self._log("info", f"Deleted this node's lease {entry.subnet}: it does not fit the network configuration")
 
-    def _create(self, conf: NetConf, attrs: LeaseAttrs, previous: IPv4Network | None, entries: list[Entry]) -> _Own:
+    def _create(
+        self, conf: NetConf, attrs: LeaseAttrs, previous: IPv4Network | None, previous6: IPv6Network | None,
+        entries: list[Entry],
+    ) -> _Own:  # fmt: skip
         network = conf.network
         taken = [entry.subnet for entry in entries if entry.subnet.subnet_of(network) and entry.subnet != network]
-        if previous is not None and fits(conf, previous) and not any(previous.overlaps(other) for other in taken):
+        if previous is not None and _fits4(conf, previous) and not any(previous.overlaps(other) for other in taken):
             subnet = previous
         else:
             free = free_subnets(conf, taken)
             if not free:
                 raise StoreError(f"out of subnets: all of {conf.subnet_min} to {conf.subnet_max} are leased")
             subnet = random.choice(free)  # noqa: S311 - it spreads nodes, and guards nothing
+        subnet6 = _choose6(conf, previous6, entries)
         etcd_lease, ttl = self._client.grant(self._ttl)
-        key = self._subnets + lease_key(subnet).encode()
+        key = self._subnets + lease_key(subnet, subnet6).encode()
         put = self._client.put_if({"version": 0}, key, lease_value(attrs), etcd_lease)
         revision = put.revision
         if not put.done:
@@ -201,8 +211,19 @@ class EtcdStore:
                 raise _LostRaceError(f"subnet {subnet} was taken by another node")
             # The first answer was lost, and the call was made again: what stands there is what we wrote.
             revision = put.found.mod_revision if put.found else revision
+        if subnet6 is not None:
+            self._withdraw_if_second(key, revision, subnet, subnet6)
         self._log("info", f"Allocated lease ({subnet}) to current node ({attrs.public_ip})")
-        return _Own(key, Lease(subnet, attrs, time.time() + ttl), etcd_lease, revision, revision, self._due(ttl))
+        lease = Lease(subnet, attrs, time.time() + ttl, subnet6)
+        return _Own(key, lease, etcd_lease, revision, revision, self._due(ttl))
+
+    def _withdraw_if_second(self, key: bytes, revision: int, subnet: IPv4Network, subnet6: IPv6Network) -> None:
+        """Give a new lease up where an older key has one of its subnets: keys of two subnets do not exclude it."""
+        for other in self._entries():
+            same = other.subnet.overlaps(subnet) or (other.subnet6 is not None and other.subnet6.overlaps(subnet6))
+            if same and other.key.key != key and other.key.create_revision < revision:
+                self._client.delete_if(key, revision)
+                raise _LostRaceError(f"one of the subnets {subnet} and {subnet6} was taken by another node")
 
     def _revoke(self, etcd_lease: int) -> None:
         try:
@@ -312,6 +333,11 @@ class EtcdStore:
         """The Network that the lease was acquired in."""
         return self._network
 
+    @property
+    def network6(self) -> IPv6Network | None:
+        """The IPv6Network that the lease was acquired in; None without IPv6."""
+        return self._network6
+
     def own_attrs(self) -> LeaseAttrs | None:
         """What this node publishes, whether or not it has a lease right now."""
         return self._attrs
@@ -369,3 +395,21 @@ class EtcdStore:
 
 def _is_ours(found: KeyValue | None, etcd_lease: int) -> bool:
     return found is not None and etcd_lease != 0 and found.lease == etcd_lease
+
+
+def _fits4(conf: NetConf, subnet: IPv4Network) -> bool:
+    return fits(replace(conf, ipv6_network=None), subnet)
+
+
+def _choose6(conf: NetConf, previous: IPv6Network | None, entries: list[Entry]) -> IPv6Network | None:
+    """The IPv6 subnet of a new lease: the previous one if it is free, else a free one; None without IPv6."""
+    network = conf.ipv6_network
+    if network is None:
+        return None
+    taken = [one.subnet6 for one in entries if one.subnet6 is not None and one.subnet6.subnet_of(network)]
+    if previous is not None and fits6(conf, previous) and not any(previous.overlaps(other) for other in taken):
+        return previous
+    free = free_subnets6(conf, taken)
+    if not free:
+        raise StoreError(f"out of subnets: all of {conf.ipv6_subnet_min} to {conf.ipv6_subnet_max} are leased")
+    return random.choice(free)  # noqa: S311 - it spreads nodes, and guards nothing

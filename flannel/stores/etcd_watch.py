@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Literal, NamedTuple, Protocol
 
 from flannel.lease import Lease, LeaseAttrs
@@ -32,6 +32,10 @@ class Owner(Protocol):
     @property
     def network(self) -> IPv4Network | None:
         """The Network, once it is known."""
+
+    @property
+    def network6(self) -> IPv6Network | None:
+        """The IPv6Network, where there is one."""
 
     def own_attrs(self) -> LeaseAttrs | None:
         """What this node publishes."""
@@ -242,13 +246,13 @@ class LeaseWatcher:
     def _judge(self, key: KeyValue) -> Lease | None:
         """Return a peer's lease, or None, with a warning, if it cannot be used."""
         try:
-            subnet, _ = parse_key(key.key[len(self._subnets) :].decode())
+            subnet, subnet6 = parse_key(key.key[len(self._subnets) :].decode())
         except ValueError as error:
             self._warn(key.key, f"it is no subnet's key: {error}")
             return None
         try:
             # etcd tells the time left of a lease one lease a call, and nobody needs a peer's.
-            lease = Lease(subnet, parse_value(key.value))
+            lease = Lease(subnet, parse_value(key.value), subnet6=subnet6)
         except ValueError as error:
             self._warn(key.key, str(error))
             return None
@@ -256,10 +260,13 @@ class LeaseWatcher:
         if network is None:
             self._warn(key.key, "the Network is not known yet")
             return None
-        why = why_unusable(lease, network)
+        why = why_unusable(lease, network, self._owner.network6)
         own = self._owner.own_lease()
         if not why and own is not None and overlap(subnet, own.lease.subnet):
             why = f"its subnet {subnet} overlaps this node's {own.lease.subnet}"
+        own6 = own.lease.subnet6 if own is not None else None
+        if not why and own6 is not None and subnet6 is not None and own6.overlaps(subnet6):
+            why = f"its subnet {subnet6} overlaps this node's {own6}"
         if not why and ours is not None and lease.attrs.public_ip == ours.public_ip:
             why = f"its PublicIP {ours.public_ip} is this node's own"
         if why:

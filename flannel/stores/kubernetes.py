@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
@@ -140,7 +140,9 @@ class KubernetesStore:
 
     # -- the own lease ---------------------------------------------------------------------------------------------
 
-    def acquire(self, conf: NetConf, attrs: LeaseAttrs, previous: IPv4Network | None) -> Lease:
+    def acquire(
+        self, conf: NetConf, attrs: LeaseAttrs, previous: IPv4Network | None, previous6: IPv6Network | None = None
+    ) -> Lease:  # fmt: skip
         """Annotate the node, and return the subnet that Kubernetes gave it."""
         subnet, address = self._persist("acquiring a lease", lambda: self._claim(conf, attrs))
         if previous is not None and previous != subnet:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from socket import AF_INET, inet_pton
 from typing import Any
 
@@ -15,9 +15,10 @@ KNOWN_TYPES = frozenset(
 )
 
 
-def lease_key(subnet: IPv4Network) -> str:
-    """Return a subnet's key below `subnets/`."""
-    return f"{subnet.network_address}-{subnet.prefixlen}"
+def lease_key(subnet: IPv4Network, subnet6: IPv6Network | None = None) -> str:
+    """Return a subnet's key below `subnets/`, or that of a pair of them."""
+    more = f"&{subnet6.network_address}-{subnet6.prefixlen}" if subnet6 is not None else ""
+    return f"{subnet.network_address}-{subnet.prefixlen}{more}"
 
 
 def parse_key(text: str) -> tuple[IPv4Network, IPv6Network | None]:
@@ -53,11 +54,14 @@ def parse_address(text: str) -> IPv4Address:
 
 def lease_value(attrs: LeaseAttrs) -> bytes:
     """Return what a node publishes, in upstream's order of fields."""
-    value: dict[str, Any] = {"PublicIP": str(attrs.public_ip), "PublicIPv6": None}
+    public_ip6 = str(attrs.public_ip6) if attrs.public_ip6 is not None else None
+    value: dict[str, Any] = {"PublicIP": str(attrs.public_ip), "PublicIPv6": public_ip6}
     if attrs.backend_type:
         value["BackendType"] = attrs.backend_type
     if attrs.backend_data is not None:
         value["BackendData"] = attrs.backend_data
+    if attrs.backend_data6 is not None:
+        value["BackendV6Data"] = attrs.backend_data6
     return json.dumps(value, separators=(",", ":")).encode()
 
 
@@ -75,14 +79,24 @@ def parse_value(data: bytes) -> LeaseAttrs:
         raise ValueError("it has no PublicIP")
     if not isinstance(backend_type, str):
         raise ValueError("its BackendType is not a string")
+    public_ip6, data6 = _parse_address6(fields.get("publicipv6")), fields.get("backendv6data")
     try:
-        return LeaseAttrs(parse_address(public_ip), backend_type, fields.get("backenddata"))
+        return LeaseAttrs(parse_address(public_ip), backend_type, fields.get("backenddata"), public_ip6, data6)
     except ValueError as error:
         raise ValueError(f"its PublicIP is no IPv4 address: {quoted(public_ip)}") from error
 
 
-def why_unusable(lease: Lease, network: IPv4Network) -> str:
-    """Return why a peer's lease cannot be used within `network`, "" if it can.
+def _parse_address6(value: Any) -> IPv6Address | None:
+    if value is None or value == "":
+        return None
+    try:
+        return IPv6Address(value if isinstance(value, str) and "%" not in value else "")
+    except ValueError as error:
+        raise ValueError(f"its PublicIPv6 is no IPv6 address: {quoted(value)}") from error
+
+
+def why_unusable(lease: Lease, network: IPv4Network, network6: IPv6Network | None = None) -> str:
+    """Return why a peer's lease cannot be used within `network` (and `network6` in dual stack), "" if it can.
 
     A value in etcd is a stranger's word: one bad lease must cost that lease only.
     """
@@ -98,9 +112,22 @@ def why_unusable(lease: Lease, network: IPv4Network) -> str:
         return f"its PublicIP {attrs.public_ip} lies inside the Network {network}, and would be reached through itself"
     if attrs.backend_type not in KNOWN_TYPES:
         return f"its BackendType {quoted(attrs.backend_type)} is unknown"
-    if attrs.backend_type == "vxlan":
-        return _why_bad_vxlan(attrs.backend_data)
-    return ""
+    why = _why_bad_vxlan(attrs.backend_data) if attrs.backend_type == "vxlan" else ""
+    return why or (_why_unusable6(lease, network6) if network6 is not None else "")
+
+
+def _why_unusable6(lease: Lease, network: IPv6Network) -> str:
+    attrs, subnet = lease.attrs, lease.subnet6
+    if subnet is None or attrs.public_ip6 is None:
+        return ""  # a node without IPv6: what it has is used
+    if subnet.prefixlen <= network.prefixlen or not subnet.subnet_of(network):
+        return f"its subnet {subnet} is not a part of the IPv6Network {network}"
+    ip = attrs.public_ip6
+    if ip.is_unspecified or ip.is_loopback or ip.is_multicast:
+        return f"its PublicIPv6 {ip} is no node's address"
+    if ip in network:
+        return f"its PublicIPv6 {ip} lies inside the IPv6Network {network}, and would be reached through itself"
+    return _why_bad_vxlan(attrs.backend_data6) if attrs.backend_type == "vxlan" else ""
 
 
 def _why_bad_vxlan(data: Any) -> str:

@@ -75,4 +75,5 @@ class LeaseTable(Generic[Key]):
 def _difference(before: Lease | None, after: Lease | None) -> list[Event]:
     if after is None:
         return [] if before is None else [Event("removed", before)]
-    return [] if before is not None and before.attrs == after.attrs else [Event("added", after)]
+    same = before is not None and (before.attrs, before.subnet6) == (after.attrs, after.subnet6)
+    return [] if same else [Event("added", after)]

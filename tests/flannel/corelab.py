@@ -39,6 +39,12 @@ def peer(number: int, *, mac: str = "", ip: str = "", kind: str = "vxlan") -> di
     return {"subnet": f"10.244.{number}.0/24", "ip": ip or f"192.168.50.{number}", "type": kind, "data": data}
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started; not every kernel lists them in /proc."""
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return [int(word) for word in found.stdout.split()]
+
+
 class Node:
     """A node: eth0 at 192.168.50.1/24 with a default route by .254, and a /run of its own."""
 
@@ -54,9 +60,8 @@ class Node:
         if not self._holder.stdout.readline():
             self.close()
             pytest.skip(f"no namespaces here: {self._holder.stderr.read() if self._holder.stderr else ''}")
-        children = Path(f"/proc/{self._holder.pid}/task/{self._holder.pid}/children").read_text().split()
         flags = ["-U", "--preserve-credentials"] if user else []
-        self._enter = ["nsenter", "-t", children[0], *flags, "-n", "-m", "-p"]
+        self._enter = ["nsenter", "-t", str(children(self._holder.pid)[0]), *flags, "-n", "-m", "-p"]
         self.daemons: list[Flanneld] = []
         self.ip("link add eth0 type veth peer name far")
         for name in ("lo", "far", "eth0"):
@@ -120,11 +125,14 @@ class Node:
     def start(
         self, *flags: str, backend: dict[str, Any] | None = None, grace: float = 300.0, ready: bool = True,
         environment: dict[str, str] | None = None, network: str = "10.244.0.0/16", subnet: str = OWN,
-        nftables: bool = False,
+        nftables: bool = False, dual: bool = False,
     ) -> Flanneld:  # fmt: skip
         """Start flanneld; wait until it runs its backend."""
         conf = {"Network": network, "EnableNFTables": nftables, "Backend": backend or {"Type": "vxlan"}}
-        steered = json.dumps({"conf": conf, "subnet": subnet, "grace": grace})
+        if dual:
+            conf |= {"EnableIPv6": True, "IPv6Network": "fd00:10:244::/56"}
+        own6 = "fd00:10:244:1::/64" if dual else ""
+        steered = json.dumps({"conf": conf, "subnet": subnet, "subnet6": own6, "grace": grace})
         daemon = Flanneld(
             [*self._enter, PYTHON, "-IS", str(HERE / "steered_flanneld.py"), *flags],
             {**os.environ, "STEERED": steered, **(environment or {})}, self.folder / f"flanneld{len(self.daemons)}.log",
@@ -174,8 +182,7 @@ class Flanneld:
 
     def pid(self) -> int:
         """The daemon's own process id, outside of the box."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return int(children[0]) if children else self.process.pid
+        return next(iter(children(self.process.pid)), self.process.pid)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and return the exit status."""

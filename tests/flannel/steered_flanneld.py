@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import threading
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 sys.dont_write_bytecode = True
@@ -28,8 +28,10 @@ STEERED: dict[str, Any] = json.loads(os.environ["STEERED"])
 
 def lease(given: dict[str, Any]) -> Lease:
     """Read a lease of the test's."""
-    attrs = LeaseAttrs(IPv4Address(given["ip"]), given["type"], given.get("data"))
-    return Lease(IPv4Network(given["subnet"]), attrs)
+    ip6 = IPv6Address(given["ip6"]) if given.get("ip6") else None
+    attrs = LeaseAttrs(IPv4Address(given["ip"]), given["type"], given.get("data"), ip6, given.get("data6"))
+    subnet6 = IPv6Network(given["subnet6"]) if given.get("subnet6") else None
+    return Lease(IPv4Network(given["subnet"]), attrs, subnet6=subnet6)
 
 
 class SteeredStore:
@@ -44,12 +46,17 @@ class SteeredStore:
     def network_config(self) -> str:
         return json.dumps(STEERED["conf"])
 
-    def acquire(self, conf: NetConf, attrs: LeaseAttrs, previous: IPv4Network | None) -> Lease:
+    def acquire(
+        self, conf: NetConf, attrs: LeaseAttrs, previous: IPv4Network | None, previous6: IPv6Network | None = None
+    ) -> Lease:  # fmt: skip
         self.update(attrs)
-        return Lease(IPv4Network(STEERED["subnet"]), attrs)
+        subnet6 = IPv6Network(STEERED["subnet6"]) if STEERED.get("subnet6") else None
+        return Lease(IPv4Network(STEERED["subnet"]), attrs, subnet6=subnet6)
 
     def update(self, attrs: LeaseAttrs) -> None:
         published = {"ip": str(attrs.public_ip), "type": attrs.backend_type, "data": attrs.backend_data}
+        if attrs.public_ip6 is not None:
+            published |= {"ip6": str(attrs.public_ip6), "data6": attrs.backend_data6}
         print(json.dumps(published), flush=True)
 
     def watch(self, post: Post) -> None:

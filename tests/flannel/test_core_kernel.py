@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import flannel
-from flannel.backends.vxlan import random_mac
+from flannel.backends.vxlandevice import random_mac
 from flannel.kernel import netlink, rtnl
 from flannel.state import OffDevice, Recorded
 
@@ -124,10 +124,12 @@ def test_the_journal_is_read_back(tmp_path: Path) -> None:
     journal.add({off(2), off(3)})
     journal.remove({off(2)})
     again = Recorded(path)
-    assert (again.device, again.mac, again.routes) == ("flannel.1", b"\x02\0\0\0\0\1", {off(3)})
+    assert (again.devices, again.routes) == ({"flannel.1": b"\x02\0\0\0\0\1"}, {off(3)})
     again.open()
-    again.note_device("", b"")
-    assert Recorded(path).device == ""
+    again.note_device("flannel.ipip", b"")
+    assert Recorded(path).devices == {"flannel.1": b"\x02\0\0\0\0\1", "flannel.ipip": b""}
+    assert again.keep_devices(("flannel.ipip",)) == ["flannel.1"]
+    assert Recorded(path).devices == {"flannel.ipip": b""}
     assert Recorded(path).routes == {off(3)}
 
 
