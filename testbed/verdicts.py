@@ -13,9 +13,7 @@ from testbed.report.write import safe_name
 from testbed.runstate import Run
 
 
-def outcome_of(
-    item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport, run: Run
-) -> Outcome | None:
+def outcome_of(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport, run: Run) -> Outcome | None:
     """The outcome that one phase of a check brought; None where it brought none."""
     error = call.excinfo.value if call.excinfo is not None else None
     if error is None and call.when != "call":
