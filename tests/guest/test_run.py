@@ -227,7 +227,7 @@ def test_an_interrupt_reaches_the_command_which_ends_in_its_own_time(guest: Gues
         "import os, signal, sys, time\n"
         "def end(number, frame):\n    os.write(1, b'told %d\\n' % number); os._exit(5)\n"
         "signal.signal(signal.SIGINT, end); signal.signal(signal.SIGTERM, end)\n"
-        "print('ready', flush=True)\nwhile True: time.sleep(60)"
+        "print('ready', flush=True)\nwhile True: time.sleep(0.05)"
     )
     process = guest.start("/usr/bin/python3", "-I", "-S", "-c", program)
     assert process.stdout
@@ -286,8 +286,10 @@ def test_on_a_terminal_the_command_has_one_and_ctrl_c_reaches_it(guest: Guest) -
     program = (
         "import os, sys, time\n"
         "open('/dev/tty').close()\n"
-        "print(os.isatty(1), os.isatty(2), tuple(os.get_terminal_size()), 'ready', flush=True)\n"
-        "try:\n    time.sleep(600)\nexcept KeyboardInterrupt:\n    print('cleaned'); sys.exit(9)"
+        "try:\n"
+        "    print(os.isatty(1), os.isatty(2), tuple(os.get_terminal_size()), 'ready', flush=True)\n"
+        "    while True: time.sleep(0.05)\n"  # briefly: a signal just before a sleep is seen after it
+        "except KeyboardInterrupt:\n    print('cleaned'); sys.exit(9)"
     )
     pid, terminal = pty.fork()
     if not pid:
@@ -304,15 +306,17 @@ def test_on_a_terminal_the_command_has_one_and_ctrl_c_reaches_it(guest: Guest) -
             return True  # the other end is closed
         return b"ready" in said
 
+    ended: list[int] = []
     try:
         assert wait_until(hear)
         os.write(terminal, b"\x03")
-        ended: list[int] = []
         hearing = threading.Thread(target=lambda: wait_until(lambda: bool(hear() and ended)), daemon=True)
         hearing.start()
         ended.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
         hearing.join(SECONDS)
     finally:
+        if not ended:
+            os.kill(pid, signal.SIGKILL)
         os.close(terminal)
     assert b"True True (101, 41)" in said
     assert b"cleaned" in said
