@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
@@ -20,13 +20,15 @@ from flannel.stores.base import LeaseLost, Log, Post, Remembered, StoreError
 from flannel.stores.kubernetes_config import find_access
 from flannel.stores.kubernetes_http import KubeClient, RefusedError
 from flannel.stores.kubernetes_nodes import (
+    Addresses,
+    Cidrs,
     Keys,
     Node,
     annotations_patch,
     is_managed,
     network_available_patch,
     overwritten,
-    pod_cidr,
+    pod_cidrs,
     published,
     read_node,
     wanted_annotations,
@@ -79,11 +81,13 @@ class KubernetesStore:
         self._patience, self._timing = patience, timing
         self._path = f"{NODES}/{quote(node_name, safe='')}"
         self._network: IPv4Network | None = None
+        self._network6: IPv6Network | None = None
         self._own: Own | None = None
         self._attrs: LeaseAttrs | None = None
         self._generation = 0
         self._changed = threading.Condition()
         self._closed = threading.Event()
+        self._faults: list[str] = []  # of the node's annotations, as last told of
         self._unwritten = False  # the annotations may differ from what they have to be
         self._mine = False  # because of us
         self._condition_due = False
@@ -113,7 +117,8 @@ class KubernetesStore:
         except ValueError as error:
             before = None
             self._log("warning", f"What this node published before cannot be read: {error}")
-        return Remembered(node.annotations.get(self._keys.node_public_ip, ""), before)
+        keys, texts = self._keys, node.annotations
+        return Remembered(texts.get(keys.node_public_ip, ""), before, texts.get(keys.node_public_ip6, ""))
 
     def _get_node(self) -> Node:
         try:
@@ -144,55 +149,61 @@ class KubernetesStore:
         self, conf: NetConf, attrs: LeaseAttrs, previous: IPv4Network | None, previous6: IPv6Network | None = None
     ) -> Lease:  # fmt: skip
         """Annotate the node, and return the subnet that Kubernetes gave it."""
-        subnet, address = self._persist("acquiring a lease", lambda: self._claim(conf, attrs))
-        if previous is not None and previous != subnet:
-            self._log("warning", f"The node's podCIDR is {subnet}, and was {previous}: pods made then are cut off")
-        lease = Lease(subnet, attrs)
+        lease, addresses = self._persist("acquiring a lease", lambda: self._claim(conf, attrs))
+        for now, before in ((lease.subnet, previous), (lease.subnet6, previous6)):
+            if before is not None and before != now:
+                self._log("warning", f"The node's podCIDR is {now}, and was {before}: pods made then are cut off")
         with self._changed:
-            self._network, self._attrs = conf.network, attrs
+            self._network, self._network6, self._attrs = conf.network, _network6(conf), attrs
             self._generation += 1
-            self._own = Own(lease, frozenset((attrs.public_ip, address)), self._generation)
+            self._own = Own(lease, _all_of(attrs, addresses), self._generation)
             self._condition_due = self._set_condition
             self._changed.notify_all()
         if self._watcher is not None:
             self._watcher.relist()
         return lease
 
-    def _claim(self, conf: NetConf, attrs: LeaseAttrs) -> tuple[IPv4Network, IPv4Address]:
-        node = self._get_node()
+    def _claim(self, conf: NetConf, attrs: LeaseAttrs) -> tuple[Lease, Addresses]:
+        node, network6 = self._get_node(), _network6(conf)
         try:
-            subnet = pod_cidr(node)
+            cidrs = pod_cidrs(node)
         except ValueError as error:
             raise _FinalError(f"node {self.node_name!r}: {error}") from None
-        if subnet is None:
+        if cidrs.v4 is None or (network6 is not None and cidrs.v6 is None):
+            version = "" if cidrs.v4 is None else ", of IPv6"
             raise StoreError(
-                f"node {self.node_name!r}: pod cidr not assigned; Kubernetes' controller-manager assigns one with "
-                "--allocate-node-cidrs and --cluster-cidr, or whoever makes the node sets spec.podCIDR"
+                f"node {self.node_name!r}: pod cidr not assigned{version}; Kubernetes' controller-manager assigns one "
+                "with --allocate-node-cidrs and --cluster-cidr, or whoever makes the node sets spec.podCIDR"
             )
-        if not subnet.subnet_of(conf.network):
+        outside = None
+        if not cidrs.v4.subnet_of(conf.network):
+            outside = f"{cidrs.v4} is not within the Network {conf.network}"
+        elif network6 is not None and cidrs.v6 is not None and not cidrs.v6.subnet_of(network6):
+            outside = f"{cidrs.v6} is not within the IPv6Network {network6}"
+        if outside:
             raise _FinalError(
-                f"node {self.node_name!r}: its podCIDR {subnet} is not within the Network {conf.network} of "
-                f"{self._conf_path}; Network and Kubernetes' --cluster-cidr have to agree"
+                f"node {self.node_name!r}: its podCIDR {outside} of {self._conf_path}; it and Kubernetes' "
+                "--cluster-cidr have to agree"
             )
-        address = self._address(node, attrs)
-        self._write_annotations(node, attrs, address)
-        return subnet, address
+        addresses = self._addresses(node, attrs)
+        self._write_annotations(node, attrs, addresses)
+        return Lease(cidrs.v4, attrs, subnet6=None if network6 is None else cidrs.v6), addresses
 
-    def _write_annotations(self, node: Node, attrs: LeaseAttrs, address: IPv4Address) -> list[str]:
+    def _write_annotations(self, node: Node, attrs: LeaseAttrs, addresses: Addresses) -> list[str]:
         """Patch those annotations that are not what they have to be; return their names."""
-        wanted = wanted_annotations(attrs, address, self._keys)
+        wanted = wanted_annotations(attrs, addresses, self._keys)
         changed = {key: text for key, text in wanted.items() if node.annotations.get(key) != text}
         if changed:
             self._client.patch(f"{self._path}/status", annotations_patch(changed))
         return sorted(changed)
 
-    def _address(self, node: Node, attrs: LeaseAttrs) -> IPv4Address:
-        """The address that peers are to use."""
-        try:
-            return overwritten(node, self._keys) or attrs.public_ip
-        except ValueError as error:
-            self._log("error", f"Node {self.node_name!r}: {error}; publishing {attrs.public_ip}")
-            return attrs.public_ip
+    def _addresses(self, node: Node, attrs: LeaseAttrs) -> Addresses:
+        """The addresses that peers are to use."""
+        addresses, faults = overwritten(node, self._keys, attrs)
+        told, self._faults = self._faults, faults
+        for fault in faults if faults != told else ():
+            self._log("error", f"Node {self.node_name!r}: {fault}")
+        return addresses
 
     # -- keeping it ------------------------------------------------------------------------------------------------
 
@@ -211,7 +222,7 @@ class KubernetesStore:
             if own is None:
                 return  # the next acquire brings its own
             lease = replace(own.lease, attrs=attrs)
-            self._own = own._replace(lease=lease, addresses=own.addresses | {attrs.public_ip})
+            self._own = own._replace(lease=lease, addresses=own.addresses | _all_of(attrs))
             self._unwritten = self._mine = True
             self._changed.notify_all()
             if self._watcher is not None:
@@ -262,9 +273,9 @@ class KubernetesStore:
         repaired = False
         try:
             node = self._get_node()
-            address = self._address(node, attrs)
-            self._note_address(own.generation, address)
-            changed = self._write_annotations(node, attrs, address)
+            addresses = self._addresses(node, attrs)
+            self._note_addresses(own.generation, addresses)
+            changed = self._write_annotations(node, attrs, addresses)
             if changed and not mine:
                 repaired = True
                 self._log("warning", f"Somebody changed this node's annotations: wrote {', '.join(changed)} again")
@@ -280,12 +291,12 @@ class KubernetesStore:
                 self._condition_due = False
         return repaired
 
-    def _note_address(self, generation: int, address: IPv4Address) -> None:
-        """No peer may have this address: it is about to be published as ours."""
+    def _note_addresses(self, generation: int, addresses: Addresses) -> None:
+        """No peer may have these: they are about to be published as ours."""
         with self._changed:
             own = self._own
             if own is not None and own.generation == generation:
-                self._own = own._replace(addresses=frozenset((own.lease.attrs.public_ip, address)))
+                self._own = own._replace(addresses=_all_of(own.lease.attrs, addresses))
 
     # -- what the watcher sees of the own node ---------------------------------------------------------------------
 
@@ -293,6 +304,11 @@ class KubernetesStore:
     def network(self) -> IPv4Network | None:
         """The Network that the lease was acquired in."""
         return self._network
+
+    @property
+    def network6(self) -> IPv6Network | None:
+        """The IPv6Network that the lease was acquired in, where there is one."""
+        return self._network6
 
     def own(self) -> Own | None:
         """Return the own lease, if there is one now."""
@@ -306,16 +322,19 @@ class KubernetesStore:
         if own is None or attrs is None:
             return
         try:
-            subnet = pod_cidr(node)
+            cidrs = pod_cidrs(node)
         except ValueError as error:
             self._log("error", f"Node {self.node_name!r}: {error}")
             return
-        if subnet != own.lease.subnet:
-            self.own_node_gone(own.generation, f"the podCIDR of node {self.node_name!r} is {subnet or 'empty'} now")
+        if self._network6 is None:
+            cidrs = Cidrs(cidrs.v4, None)
+        if cidrs != (own.lease.subnet, own.lease.subnet6):
+            now = ", ".join(str(cidr) for cidr in cidrs if cidr is not None) or "empty"
+            self.own_node_gone(own.generation, f"the podCIDR of node {self.node_name!r} is {now} now")
             return
-        address = self._address(node, attrs)
-        self._note_address(own.generation, address)
-        wanted = wanted_annotations(attrs, address, self._keys)
+        addresses = self._addresses(node, attrs)
+        self._note_addresses(own.generation, addresses)
+        wanted = wanted_annotations(attrs, addresses, self._keys)
         if any(node.annotations.get(key) != text for key, text in wanted.items()):
             # It may be an old view of it: the keeping thread looks for itself.
             with self._changed:
@@ -331,6 +350,16 @@ class KubernetesStore:
             self._own = None
         if self._post is not None:
             self._post(LeaseLost(f"lease {own.lease.subnet} is lost: {reason}"))
+
+
+def _network6(conf: NetConf) -> IPv6Network | None:
+    return conf.ipv6_network if conf.enable_ipv6 else None
+
+
+def _all_of(attrs: LeaseAttrs, addresses: Addresses | None = None) -> frozenset[IPv4Address | IPv6Address]:
+    """The addresses that only this node may have."""
+    both = (attrs.public_ip, attrs.public_ip6, *(addresses or ()))
+    return frozenset(address for address in both if address is not None)
 
 
 # -- from flags and environment ------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, NamedTuple
 
 from flannel.lease import LeaseAttrs
@@ -34,6 +34,24 @@ class Keys:
         self.public_ip = full + "public-ip"
         self.public_ip_overwrite = full + "public-ip-overwrite"
         self.node_public_ip = full + "node-public-ip"
+        self.backend_data6 = full + "backend-v6-data"
+        self.public_ip6 = full + "public-ipv6"
+        self.public_ip6_overwrite = full + "public-ipv6-overwrite"
+        self.node_public_ip6 = full + "node-public-ipv6"
+
+
+class Cidrs(NamedTuple):
+    """A node's podCIDRs, one of each IP version; None where it has none (yet)."""
+
+    v4: IPv4Network | None
+    v6: IPv6Network | None
+
+
+class Addresses(NamedTuple):
+    """The addresses that peers are to use."""
+
+    v4: IPv4Address
+    v6: IPv6Address | None
 
 
 class Node(NamedTuple):
@@ -60,16 +78,18 @@ def read_node(value: Any) -> Node:
     return Node(name, created if isinstance(created, str) else "", texts, spec if isinstance(spec, dict) else {})
 
 
-def pod_cidr(node: Node) -> IPv4Network | None:
-    """The node's IPv4 podCIDR, None where it has none yet. Raises ValueError for one that cannot be read."""
+def pod_cidrs(node: Node) -> Cidrs:
+    """The node's podCIDRs. Raises ValueError for one that cannot be read."""
     cidrs = node.spec.get("podCIDRs") or [node.spec.get("podCIDR") or ""]
     if not isinstance(cidrs, list) or len(cidrs) > 2 or not all(isinstance(text, str) for text in cidrs):
         raise ValueError(f"its podCIDRs are not one or two networks: {quoted(cidrs)}")
-    found = None
-    for text in cidrs:
-        if text and ":" not in text:
-            found = found or _network(text)
-    return found
+    v4, v6 = None, None
+    for text in filter(None, cidrs):
+        if ":" in text:
+            v6 = v6 or _network6(text)
+        else:
+            v4 = v4 or _network(text)
+    return Cidrs(v4, v6)
 
 
 def _network(text: str) -> IPv4Network:
@@ -82,13 +102,30 @@ def _network(text: str) -> IPv4Network:
     raise ValueError(f"its podCIDR is no network: {quoted(text)}")
 
 
+def _network6(text: str) -> IPv6Network:
+    address, slash, length = text.partition("/")
+    try:
+        if slash and length.isascii() and length.isdigit() and len(length) < 4:
+            return IPv6Network((parse_address6(address), int(length)))
+    except ValueError:
+        pass
+    raise ValueError(f"its podCIDR is no network: {quoted(text)}")
+
+
+def parse_address6(text: str) -> IPv6Address:
+    """Read an IPv6 address without a zone. Raises ValueError."""
+    if "%" in text:
+        raise ValueError("an address with a zone")
+    return IPv6Address(text)
+
+
 def is_managed(node: Node, keys: Keys) -> bool:
     """Whether a flanneld has said that it serves this node."""
     return node.annotations.get(keys.managed) == "true"
 
 
 def published(node: Node, keys: Keys) -> LeaseAttrs:
-    """What the node's flanneld has published. Raises ValueError that names the fault."""
+    """What the node's flanneld has published, of both IP versions. Raises ValueError that names the fault."""
     annotations = node.annotations
     text = annotations.get(keys.public_ip)
     if text is None:
@@ -97,31 +134,55 @@ def published(node: Node, keys: Keys) -> LeaseAttrs:
         address = parse_address(text)
     except ValueError:
         raise ValueError(f"its public-ip annotation is no IPv4 address: {quoted(text)}") from None
-    data = annotations.get(keys.backend_data) or "null"
+    data, backend_type = _json(annotations, keys.backend_data), annotations.get(keys.backend_type, "")
+    text = annotations.get(keys.public_ip6, "")
+    if not text:
+        return LeaseAttrs(address, backend_type, data)
     try:
-        decoded = json.loads(data)
+        address6 = parse_address6(text)
+    except ValueError:
+        raise ValueError(f"its public-ipv6 annotation is no IPv6 address: {quoted(text)}") from None
+    return LeaseAttrs(address, backend_type, data, address6, _json(annotations, keys.backend_data6))
+
+
+def _json(annotations: Mapping[str, str], key: str) -> Any:
+    text = annotations.get(key) or "null"
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError):
-        raise ValueError(f"its backend-data annotation is not JSON: {quoted(data)}") from None
-    return LeaseAttrs(address, annotations.get(keys.backend_type, ""), decoded)
+        raise ValueError(f"its {key.rpartition('/')[2]} annotation is not JSON: {quoted(text)}") from None
 
 
-def overwritten(node: Node, keys: Keys) -> IPv4Address | None:
-    """The address that an operator wants peers to use. Raises ValueError where the annotation holds none."""
+def overwritten(node: Node, keys: Keys, attrs: LeaseAttrs) -> tuple[Addresses, list[str]]:
+    """The addresses that peers are to use: an operator's, else the node's own; and what is wrong with the former."""
+    v4, v6, faults = attrs.public_ip, attrs.public_ip6, []
     text = node.annotations.get(keys.public_ip_overwrite, "")
     try:
-        return parse_address(text) if text else None
+        v4 = parse_address(text) if text else v4
     except ValueError:
-        raise ValueError(f"the annotation {keys.public_ip_overwrite} is no IPv4 address: {quoted(text)}") from None
+        faults.append(f"the annotation {keys.public_ip_overwrite} is no IPv4 address: {quoted(text)}; publishing {v4}")
+    text = node.annotations.get(keys.public_ip6_overwrite, "")
+    try:
+        v6 = parse_address6(text) if text and v6 is not None else v6
+    except ValueError:
+        faults.append(f"the annotation {keys.public_ip6_overwrite} is no IPv6 address: {quoted(text)}; publishing {v6}")
+    return Addresses(v4, v6), faults
 
 
-def wanted_annotations(attrs: LeaseAttrs, address: IPv4Address, keys: Keys) -> dict[str, str]:
+def wanted_annotations(attrs: LeaseAttrs, addresses: Addresses, keys: Keys) -> dict[str, str]:
     """What a node is annotated with."""
-    return {
+    wanted = {
         keys.managed: "true",
         keys.backend_type: attrs.backend_type,
         keys.backend_data: json.dumps(attrs.backend_data, separators=(",", ":")),
-        keys.public_ip: str(address),
+        keys.public_ip: str(addresses.v4),
     }
+    # The others' data are the same for both versions, and upstream publishes no IPv6 of theirs.
+    has_data = attrs.backend_type in ("vxlan", "wireguard") and attrs.backend_data6 is not None
+    if addresses.v6 is not None and (has_data or attrs.backend_type in ("host-gw", "extension")):
+        wanted[keys.backend_data6] = json.dumps(attrs.backend_data6, separators=(",", ":"))
+        wanted[keys.public_ip6] = str(addresses.v6)
+    return wanted
 
 
 def annotations_patch(changed: Mapping[str, str]) -> dict[str, Any]:

@@ -6,13 +6,13 @@ import contextlib
 import random
 import threading
 import time
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, NamedTuple, Protocol
 
 from flannel.lease import Lease
 from flannel.stores.base import Event, Log, Post, Snapshot, StoreDown, StoreError
 from flannel.stores.kubernetes_http import KubeClient, Lines, RefusedError, UnreachableError, status_error
-from flannel.stores.kubernetes_nodes import Keys, Node, is_managed, pod_cidr, published, read_node
+from flannel.stores.kubernetes_nodes import Cidrs, Keys, Node, is_managed, pod_cidrs, published, read_node
 from flannel.stores.leasecodec import overlap, quoted, why_unusable
 from flannel.stores.table import LeaseTable
 
@@ -39,7 +39,7 @@ class Own(NamedTuple):
     """The own lease, and the addresses that only this node may have; `generation` counts what was acquired."""
 
     lease: Lease
-    addresses: frozenset[IPv4Address]
+    addresses: frozenset[IPv4Address | IPv6Address]
     generation: int
 
 
@@ -53,6 +53,10 @@ class Owner(Protocol):
     @property
     def network(self) -> IPv4Network | None:
         """The Network, once it is known."""
+
+    @property
+    def network6(self) -> IPv6Network | None:
+        """The IPv6Network, where there is one."""
 
     def own(self) -> Own | None:
         """The own lease, if there is one now."""
@@ -188,9 +192,13 @@ class NodeWatcher:
         if lease is None or (own is not None and overlap(lease.subnet, own.lease.subnet)):
             return None
         try:
-            return lease if pod_cidr(node) == lease.subnet else None
+            return lease if self._usable(pod_cidrs(node)) == (lease.subnet, lease.subnet6) else None
         except ValueError:
             return lease
+
+    def _usable(self, cidrs: Cidrs) -> Cidrs:
+        """Those podCIDRs that count in this network."""
+        return cidrs if self._owner.network6 is not None else Cidrs(cidrs.v4, None)
 
     def _name_shadowed(self) -> None:
         for name, lease in self._table.shadowed_leases():
@@ -303,18 +311,22 @@ class NodeWatcher:
         if network is None:
             return None
         try:
-            attrs, subnet = published(node, self._keys), pod_cidr(node)
+            attrs, (subnet, subnet6) = published(node, self._keys), self._usable(pod_cidrs(node))
             if subnet is None:
                 raise ValueError("it has no IPv4 podCIDR")
         except ValueError as error:
             self._warn(node.name, str(error))
             return None
-        lease = Lease(subnet, attrs)
-        why = why_unusable(lease, network)
+        lease = Lease(subnet, attrs, subnet6=subnet6)
+        why = why_unusable(lease, network, self._owner.network6)
         if not why and own is not None and overlap(subnet, own.lease.subnet):
             why = f"its podCIDR {subnet} overlaps this node's {own.lease.subnet}"
-        if not why and own is not None and attrs.public_ip in own.addresses:
-            why = f"its public-ip {attrs.public_ip} is this node's own"
+        own6 = own.lease.subnet6 if own is not None else None
+        if not why and own6 is not None and subnet6 is not None and own6.overlaps(subnet6):
+            why = f"its podCIDR {subnet6} overlaps this node's {own6}"
+        ours = own.addresses & {attrs.public_ip, attrs.public_ip6} if own is not None else None
+        if not why and ours:
+            why = f"its address {', '.join(map(str, ours))} is this node's own"
         if why:
             self._warn(node.name, why)
             return None

@@ -31,9 +31,11 @@ def annotations_of(number: int, **changed: str | None) -> dict[str, str]:
 
 
 def node_object(number: int, **changed: Any) -> dict[str, Any]:
-    """Node number N: `cidr` is its podCIDR, `annotations` replaces those that its flanneld wrote."""
+    """Node number N: `cidr` is its podCIDR, `cidr6` another, `annotations` replaces those that its flanneld wrote."""
     cidr = changed.get("cidr", f"10.244.{number}.0/24")
     spec = {"podCIDR": cidr, "podCIDRs": [cidr]} if cidr else {}
+    if changed.get("cidr6"):
+        spec["podCIDRs"].append(changed["cidr6"])
     annotations = changed.get("annotations", annotations_of(number))
     return {
         "apiVersion": "v1",
