@@ -176,9 +176,9 @@ class Daemon:
             self._check_host(conf)
         netlink = Netlink()
         remembered = store.remembered()
-        public_ip = remembered.public_ip or options.public_ip
+        public_ip, public_ip6 = remembered.public_ip or options.public_ip, remembered.public_ip6 or options.public_ipv6
         external = choose(netlink, Wanted(
-            options.iface, options.iface_regex, options.iface_can_reach, public_ip, options.public_ipv6,
+            options.iface, options.iface_regex, options.iface_can_reach, public_ip, public_ip6,
             conf.enable_ipv6,
         ))  # fmt: skip
         previous = subnetenv.read(options.subnet_file)

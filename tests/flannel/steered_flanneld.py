@@ -3,7 +3,7 @@
 `{"snapshot": [lease, ...], "complete": true}`, `{"added": lease}`, `{"removed": lease}`, `{"lost": "why"}`,
 `{"down": "why"}`; a lease is `{"subnet", "ip", "type", "data"}`. What flanneld publishes is printed to standard output.
 `STEERED` in the environment holds the network configuration, the own subnet and the grace period in seconds,
-`REMEMBERED` what the store kept of the node: `{"public_ip", "lease"}`.
+`REMEMBERED` what the store kept of the node: `{"public_ip", "public_ip6", "lease"}`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class SteeredStore:
 
     def remembered(self) -> Remembered:
         given: dict[str, Any] = json.loads(os.environ.get("REMEMBERED", "{}"))
-        return Remembered(given.get("public_ip", ""), lease(given["lease"]).attrs if "lease" in given else None)
+        attrs = lease(given["lease"]).attrs if "lease" in given else None
+        return Remembered(given.get("public_ip", ""), attrs, given.get("public_ip6", ""))
 
     def network_config(self) -> str:
         return json.dumps(STEERED["conf"])

@@ -46,3 +46,10 @@ def test_the_operators_address_counts_above_the_flag(node: Node) -> None:
     node.ip("addr add 192.168.50.7/24 dev eth0")
     daemon = node.start("--public-ip=192.168.50.1", environment={"REMEMBERED": '{"public_ip": "192.168.50.7"}'})
     assert daemon.published()["ip"] == "192.168.50.7"
+
+
+def test_the_operators_ipv6_address_counts_above_the_flag(node: Node) -> None:
+    node.ip("addr add fd50::1/64 dev eth0 nodad")
+    remembered = {"REMEMBERED": '{"public_ip6": "2001:db8::7"}'}
+    daemon = node.start("--public-ipv6=2001:db8::8", environment=remembered, dual=True)
+    assert daemon.published()["ip6"] == "2001:db8::7"
