@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from testbed.errors import LabError
@@ -25,7 +25,8 @@ class ControlPlane:
     """One etcd, one API server and one controller-manager on one machine.
 
     `folder` holds what `certificates` made, `data` is etcd's, `programs` holds links to the program by the components'
-    names. Without `network` there is no controller-manager that gives nodes their podCIDRs, of `subnet_len` bits.
+    names. Without `network` there is no controller-manager that gives nodes their podCIDRs, of `subnet_len` bits, and
+    of 64 in `network6`.
     """
 
     address: str
@@ -37,6 +38,7 @@ class ControlPlane:
     etcd_peer_port: int = 2380
     network: IPv4Network | None = None
     subnet_len: int = 24
+    network6: IPv6Network | None = None
 
     @property
     def url(self) -> str:
@@ -73,10 +75,14 @@ class ControlPlane:
     def controllers_argv(self) -> list[str]:
         """The command line of the controller-manager, with the controller of podCIDRs alone."""
         assert self.network is not None
+        networks = ",".join(str(network) for network in (self.network, self.network6) if network is not None)
+        sizes = [f"--node-cidr-mask-size-ipv4={self.subnet_len}", "--node-cidr-mask-size-ipv6=64"]
+        if self.network6 is None:
+            sizes = [f"--node-cidr-mask-size={self.subnet_len}"]
         return [
             f"{self.programs}/kube-controller-manager",
-            *("--controllers=node-ipam-controller", "--allocate-node-cidrs", f"--cluster-cidr={self.network}"),
-            f"--node-cidr-mask-size={self.subnet_len}",
+            *("--controllers=node-ipam-controller", "--allocate-node-cidrs", f"--cluster-cidr={networks}"),
+            *sizes,
             f"--kubeconfig={self.folder}/controllers.json",
             *("--use-service-account-credentials", "--kube-api-qps=1000", "--kube-api-burst=2000"),
             *("--leader-elect=false", "--profiling=false", "--secure-port=0"),

@@ -85,9 +85,12 @@ class Kubernetes:
     @property
     def plane(self) -> ControlPlane:
         """Its processes."""
-        address = str(self.node.spec.ip)
+        flannel, address = self.flannel, str(self.node.spec.ip)
         return ControlPlane(
-            address, FOLDER, DATA, PROGRAMS, network=self.flannel.network, subnet_len=self.flannel.subnet_len
+            *(address, FOLDER, DATA, PROGRAMS),
+            network=flannel.network,
+            subnet_len=flannel.subnet_len,
+            network6=flannel.network6,
         )
 
     def start(self) -> None:
