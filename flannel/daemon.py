@@ -77,6 +77,7 @@ _BACKENDS = {
     "host-gw": ("hostgw", "HostGwBackend"),
     "ipip": ("ipip", "IpipBackend"),
     "wireguard": ("wireguard", "WireguardBackend"),
+    "ipsec": ("ipsec", "IpsecBackend"),
     "udp": ("udp", "UdpBackend"),
     "extension": ("extension", "ExtensionBackend"),
     "alloc": ("alloc", "AllocBackend"),
@@ -85,7 +86,6 @@ _INSTEAD = "; use vxlan, or host-gw where the nodes share a link, or extension w
 _REFUSED = {
     "tencent-vpc": "writes a cloud's route table, which this flanneld does not" + _INSTEAD,
     **dict.fromkeys(("aws-vpc", "gce", "ali-vpc"), "was taken out of flannel in v0.20.0" + _INSTEAD),
-    "ipsec": "is not supported yet; use wireguard, or another backend where packets need no encryption",
 }
 
 
@@ -232,6 +232,11 @@ class Daemon:
     def _remove_left_devices(self, netlink: Netlink, left: Collection[str]) -> None:
         """Remove the tunnel devices that an earlier run recorded, where this run does not use them."""
         for name in left:
+            if name == "xfrm-policies":
+                from flannel.backends.ipsec import remove_policies
+
+                remove_policies()
+                continue
             link = rtnl.get_link(netlink, name=name)
             if link is not None and link.kind in ("vxlan", "ipip", "wireguard"):
                 log.warning(f"removing {name}, which an earlier run made for another configuration")

@@ -116,7 +116,7 @@ def test_a_signal_while_waiting_for_the_configuration_ends_cleanly(node: Node, n
     ("backend", "flags", "said"),
     [
         ({"Type": "vxlam"}, [], "unknown backend type 'vxlam'"),
-        ({"Type": "ipsec"}, [], "not supported yet"),
+        ({"Type": "ipsec", "PSK": "short"}, [], "password is too short"),
         ({"Type": "vxlan", "Port": "x"}, [], "Backend.Port is 'x'"),
         ({"Type": "vxlan", "MTU": 100}, [], "50 bytes inside the tunnel"),
         ({"Type": "vxlan"}, ["--iface=nope"], "nope"),
