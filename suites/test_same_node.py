@@ -51,6 +51,9 @@ def test_nothing_of_a_node_s_own_pods_leaves_it(path: Path, paths: Paths, cluste
     nonce, control = Nonce.new(), Nonce.new()
     answer = ping(path.source, path.address, nonce=nonce, count=3)
     assert answer.lost == 0, answer.output
-    ping(path.source, paths.remote().address, nonce=control)
-    for name in (path.source_nic, f"{path.source_node.name}:{cluster.flannel.tunnel_device}"):
+    remote = paths.remote()
+    ping(path.source, remote.address, nonce=control)
+    ping(path.source_node, remote.target_node.spec.ip, nonce=control)  # plain where the other is encrypted
+    device = cluster.flannel.tunnel_device
+    for name in (path.source_nic, *([f"{path.source_node.name}:{device}"] if device else [])):
         window.absent(name, nonce, control=control)

@@ -102,10 +102,10 @@ BACKENDS: Mapping[str, Backend] = {
         Backend("vxlan", "vxlan", implemented=True),
         Backend("vxlan_direct", "vxlan", direct=True, implemented=True),
         Backend("host_gw", "host-gw", topology="flat", implemented=True),
-        Backend("ipip", "ipip"),
-        Backend("ipip_direct", "ipip", direct=True),
+        Backend("ipip", "ipip", implemented=True),
+        Backend("ipip_direct", "ipip", direct=True, implemented=True),
         Backend("udp", "udp", implemented=True),
-        Backend("wireguard", "wireguard"),
+        Backend("wireguard", "wireguard", implemented=True),
         Backend("ipsec", "ipsec"),
         Backend("dual_stack", "vxlan", dual=True),
     )

@@ -136,12 +136,10 @@ def take(block):
         poller.unregister(fd)
 for number in range(count):
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    # Sent before the socket is connected: the kernel gives packets of a connected one a hash, which in a lab of one
-    # kernel goes along with them to the switches, and spreads flows that these could not tell apart.
-    sock.sendto(payload + number.to_bytes(2, "big"), (target, port))
     sock.connect((target, port))
     flows[sock.fileno()] = sock, {"sport": sock.getsockname()[1], "reply": None, "error": None}
     poller.register(sock, select.POLLIN)
+    sock.send(payload + number.to_bytes(2, "big"))
     waiting += 1
     if waiting >= 32:
         take(50)

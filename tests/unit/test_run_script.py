@@ -138,6 +138,15 @@ def test_missing_packages_are_installed_exactly(machine: Machine) -> None:
     assert not any("update" in call for call in machine.calls("apt-get")), "the lists have them: no update"
 
 
+def test_a_backend_s_own_packages_are_asked_for_with_it_alone(machine: Machine) -> None:
+    machine.lacks = "wireguard-tools"
+    machine.run("vxlan")
+    assert not machine.calls("apt-get")
+    machine.run("vxlan", "wireguard")
+    installs = [call for call in machine.calls("apt-get") if " install " in call and " -s " not in call]
+    assert [call.split()[-1] for call in installs] == ["wireguard-tools"]
+
+
 def test_package_lists_are_fetched_where_they_lack_something(machine: Machine) -> None:
     machine.lacks = "frr"
     machine.run("vxlan", SIMULATION="100")

@@ -1,0 +1,105 @@
+"""WG: the wireguard device, its peers, what leaves the node, and its key."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Interface
+
+from testbed.checks import check
+from testbed.fixtures import Facts, Path, Paths
+from testbed.labs.base import Node
+from testbed.nodes.deploy import Cluster
+from testbed.probes.capture import Window
+from testbed.probes.flows import Nonce, ping
+from testbed.probes.wireguard import read_wireguard
+
+KEY_FILE = "/run/flannel/wgkey"
+HANDSHAKE_SECONDS = 180
+
+
+@check("WG-01")
+def test_device_carries_the_network(cluster: Cluster, facts: Facts) -> None:
+    """Its kind, port, MTU and address, and the whole Network by it in one route. Source: src."""
+    device = str(cluster.flannel.tunnel_device)
+    for node, cidr in facts.pod_cidrs().items():
+        link = facts.link(node, device)
+        assert link.kind == "wireguard", f"{node}: {device} is a {link.kind or 'plain device'}"
+        assert link.mtu == facts.mtu(node), f"{node}: MTU {link.mtu}"
+        assert link.addresses == (IPv4Interface((cidr[0], 32)),), f"{node}: {link.addresses}"
+        own, _ = read_wireguard(cluster.lab.node(node), device)
+        assert own.port == cluster.flannel.port, f"{node}: port {own.port}"
+        found = [(r.dst, r.scope) for r in facts.node(node).routes if r.dev == device]
+        assert found == [(cluster.flannel.network, "link")], f"{node}: {found}"
+
+
+@check("WG-02")
+def test_one_peer_a_node_with_its_subnet_alone(paths: Paths, cluster: Cluster, facts: Facts) -> None:
+    """Key and endpoint as the peer published them, exactly its podCIDR; a handshake where packets go. Source: src."""
+    path = paths.take("XS")
+    answer = ping(path.source, path.address)
+    assert answer.lost == 0, answer.output
+
+    def look() -> None:
+        leases = facts.leases()
+        for node in cluster.members:
+            _, peers = read_wireguard(node, str(cluster.flannel.tunnel_device))
+            found = {peer.key: (peer.allowed, peer.endpoint) for peer in peers}
+            wanted = {}
+            for name, cidr in facts.peers(node.name).items():
+                value = leases[name]["value"]
+                endpoint = f"{value['PublicIP']}:{value['BackendData']['Port']}"
+                wanted[value["BackendData"]["PublicKey"]] = ((str(cidr),), endpoint)
+            assert found == wanted, f"{node.name}: {found}"
+
+    facts.eventually(look)
+    _, peers = read_wireguard(path.source_node, str(cluster.flannel.tunnel_device))
+    away = str(cluster.pod_cidr(path.target_node.name))
+    ages = [peer.handshake_age for peer in peers if peer.allowed == (away,)]
+    assert len(ages) == 1, f"{len(ages)} peers have {away}"
+    assert ages[0] is not None, f"no handshake with {path.target_node.name}"
+    assert ages[0] < HANDSHAKE_SECONDS, f"the last handshake was {ages[0]} s ago"
+
+
+@check("WG-03", encapsulated=True)
+def test_nothing_in_clear_leaves_the_node(path: Path, cluster: Cluster, window: Window) -> None:
+    """Of a pod's packet nothing can be read on the wire, where a plain one can. Source: cilium tests/encryption.go."""
+    nonce, control = Nonce.new(), Nonce.new()
+    answer = ping(path.source, path.address, nonce=nonce, count=3)
+    assert answer.lost == 0, answer.output
+    plain = ping(path.source_node, path.target_node.spec.ip, nonce=control)
+    assert plain.lost == 0, plain.output
+    for nic in (path.source_nic, path.target_nic):
+        window.absent(nic, nonce, control=control)
+        for pod in path.pods:
+            clear = window.everything(nic, pod.address.packed)
+            assert not clear, f"{nic}: {len(clear)} packets with the address of {pod.name} in them"
+    if cluster.flannel.port is not None:
+        addresses = {path.source_node.spec.ip, path.target_node.spec.ip}
+        sent = window.everything(path.source_nic, path.source_node.spec.ip.packed)
+        carried = [p for p in sent if p.udp and p.udp.dport == cluster.flannel.port]
+        between = [p for p in carried if p.ip and {p.ip.src, p.ip.dst} == addresses]
+        assert len(between) >= 6, f"{len(between)} packets to port {cluster.flannel.port} for 3 pings"
+
+
+def public_key(cluster: Cluster, node: Node) -> str:
+    """The key that a node's device shows."""
+    own, _ = read_wireguard(node, str(cluster.flannel.tunnel_device))
+    return own.public_key
+
+
+@check("WG-04")
+def test_the_key_is_the_node_s_own_and_stays(cluster: Cluster, facts: Facts) -> None:
+    """A file that only root reads, and the same public key in the lease, also after a restart. Source: src."""
+    node = cluster.members[0]
+    mode = node.run(["stat", "-c", "%a", KEY_FILE]).stdout.strip()
+    assert mode == "400", f"{KEY_FILE} has mode {mode}"
+    before = public_key(cluster, node)
+    assert facts.leases()[node.name]["value"]["BackendData"]["PublicKey"] == before
+    cluster.stop_flanneld(node.name)
+    cluster.start_flanneld(node.name)
+    cluster.wait_ready([node.name])
+
+    def look() -> None:
+        assert public_key(cluster, node) == before
+        assert facts.leases()[node.name]["value"]["BackendData"]["PublicKey"] == before
+
+    facts.eventually(look)
