@@ -327,7 +327,8 @@ def deploy(cluster: Cluster, progress: Progress) -> None:
     lab, options = cluster.lab, cluster.options
     names = [node.name for node in cluster.members]
     store = cluster.store
-    store.start()
+    with progress.step(f"Starting {store.title}"):  # which may have to be built first
+        store.start()
     with progress.step(f"Copying flannel and the CNI plugins to {len(names)} nodes"):
         archives: dict[tuple[Path | None, Path | None], bytes] = {}
         for name in names:
