@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flannel import vici
 from flannel.backends.base import BackendError, Ignored
@@ -66,6 +69,13 @@ def test_a_message_comes_back() -> None:
 def test_a_broken_message_is_an_error(data: str) -> None:
     with pytest.raises(vici.ViciError):
         vici.decode(bytes.fromhex(data))
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=200)
+def test_no_bytes_break_the_reader(data: bytes) -> None:
+    with contextlib.suppress(vici.ViciError):
+        vici.decode(data)
 
 
 def test_deep_nesting_is_an_error_not_a_crash() -> None:
