@@ -294,7 +294,8 @@ def _settle_report(run: Run, record: RunRecord, code: int) -> str:
     """Put the report in its place and return where; nothing is replaced by a run that did nothing."""
     if run.report is None:
         return ""
-    if run.refused or (code == Exit.NOTHING_RAN and not record.outcomes):
+    empty = code == Exit.NOTHING_RAN and not record.outcomes
+    if run.refused or (empty and run.report.folder.exists()):
         run.report.discard()
         return ""
     return str(run.report.write(record))
