@@ -10,6 +10,7 @@ import sys
 import threading
 from importlib import resources
 from pathlib import Path
+from typing import BinaryIO
 
 import click
 
@@ -33,12 +34,19 @@ def parse_target(lab: NetnsLab, text: str) -> tuple[NetnsNode, str]:
     return place, iface
 
 
-def start_tcpdump(place: NetnsNode, iface: str, output: int, expression: str) -> Process:
-    """Start a tcpdump whose packets go to the descriptor `output`; it ends with the returned process."""
+def start_tcpdump(place: NetnsNode, iface: str, output: int, expression: str) -> tuple[Process, BinaryIO]:
+    """Start a tcpdump whose packets go to the descriptor `output`; it ends with the returned process.
+
+    Returns what it says, too.
+    """
     program = resources.files("testbed.probes").joinpath("tapper.py").read_text()
-    spec = f",{iface},{output},2"
-    argv = [interpreter(), "-I", "-S", "-c", program, expression, spec]
-    return place.spawn(argv, pass_fds=[output], stdin=True)
+    messages, saying = os.pipe()
+    argv = [interpreter(), "-I", "-S", "-c", program, expression, f",{iface},{output},{saying}"]
+    try:
+        process = place.spawn(argv, pass_fds=[output, saying], stdin=True)
+    finally:
+        os.close(saying)
+    return process, os.fdopen(messages, "rb")
 
 
 def _output(write: Path | None, count: int | None) -> tuple[int, subprocess.Popen[bytes] | None]:
@@ -70,13 +78,13 @@ def capture(name: str | None, write: Path | None, count: int | None, target: str
         raise InputError("--count goes with packets that are shown, not with --write")
     place, iface = parse_target(find_lab(name), target)
     output, reader = _output(write, count)
-    process = start_tcpdump(place, iface, output, " ".join(expression))
+    process, messages = start_tcpdump(place, iface, output, " ".join(expression))
     if reader:
         assert reader.stdin is not None
         reader.stdin.close()
         threading.Thread(target=_end_with, args=(reader, process), daemon=True).start()
     try:
-        return _follow(process)
+        return _follow(messages)
     except KeyboardInterrupt:
         return 0  # how a capture is meant to end
     finally:
@@ -94,12 +102,11 @@ def _end_with(reader: subprocess.Popen[bytes], process: Process) -> None:
     process.terminate()
 
 
-def _follow(process: Process) -> int:
+def _follow(messages: BinaryIO) -> int:
     """Pass on what tcpdump says, until it ends. Raises LabError where it could not start."""
-    assert process.stderr is not None
     listening = False
     said = b""
-    for line in process.stderr:
+    for line in messages:
         said = line
         listening = listening or b"listening on" in line
         sys.stderr.write(line.decode(errors="replace"))
