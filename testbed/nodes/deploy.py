@@ -6,6 +6,7 @@ import io
 import json
 import marshal
 import os
+import sys
 import tarfile
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -225,7 +226,9 @@ def bundled_library() -> dict[str, bytes]:
         files[str(name)] = text
         with suppress(SyntaxError):  # said by the node's own interpreter
             code = compile(text, f"{LIBRARY}/flannel/{name}", "exec", dont_inherit=True)
-            files[str(name.parent / util.cache_from_source(name.name))] = _compiled(code, text)
+            # Spelled out: where this Python keeps its own compiled files says nothing of a node's.
+            compiled = f"{name.stem}.{sys.implementation.cache_tag}.pyc"
+            files[str(name.parent / "__pycache__" / compiled)] = _compiled(code, text)
     return files
 
 
