@@ -605,8 +605,8 @@ def test_outage(api: Api, following: MakeStore, proxy: FaultProxy) -> None:
     api.put(node_object(2))
     _, recorder = following()
     proxy.away = True
+    api.delete("node2")  # the proxy cuts a watch when something comes
     recorder.wait(StoreDown)
-    api.delete("node2")
     eventually(lambda: proxy.count("/api/v1/nodes?") > 4, "it tries again", 10)
     proxy.away = False
     recorder.wait(Snapshot, 2)
