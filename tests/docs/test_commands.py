@@ -54,6 +54,8 @@ def test_a_run_of_the_documentation_is_one(page: str, command: str, tmp_path: Pa
     options = [stand_ins.get(word, re.sub(r"/path/to/\w+", str(program), word)) for word in options]
     argv = [sys.executable, "-m", "testbed", "run", *names, "--", *options, "--collect-only", "-q"]
     done = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=120)
+    if "the guest kernel cannot be built" in done.stderr:
+        pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -177,6 +177,10 @@ def test_a_lacking_symbol_is_found() -> None:
     assert build.lacking(config, ("VETH", "TUN", "BRIDGE", "VXLAN")) == ["TUN", "BRIDGE", "VXLAN"]
 
 
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+@needs_make
 def test_a_source_that_drops_what_is_needed_is_told_loudly(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
@@ -191,6 +195,7 @@ def test_the_configuration_asks_for_all_that_it_must_have() -> None:
     assert asked <= {"SECCOMP_FILTER"}, "turned on by another, in this list alone"
 
 
+@needs_make
 def test_a_build_that_fails_shows_the_compiler_s_words(tmp_path: Path) -> None:
     (tmp_path / "Makefile").write_text(
         "linux:\n\t@echo '  CC      net/x.o'; echo 'x.c:1: error: no such thing' >&2; false\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -104,6 +105,7 @@ def test_a_failing_apt_is_told_with_its_words_and_a_cure(
     assert source.MIRROR_VARIABLE in raised.value.hint
 
 
+@pytest.mark.skipif(shutil.which("xz") is None, reason="xz is not installed")
 def test_a_broken_package_is_told(tmp_path: Path) -> None:
     package = tmp_path / "broken.deb"
     package.write_bytes(b"half of it")
