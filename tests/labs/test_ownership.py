@@ -154,4 +154,5 @@ def test_a_bring_up_that_is_killed_at_any_moment_leaves_nothing(kill: int) -> No
     record = state.read_record(lab_id)
     if record:
         NetnsLab(record).down()
-    assert not list(state.state_folder().glob(f"{lab_id}.json"))
+    state.sweep()
+    assert not list(state.state_folder().glob(f"{lab_id}.*"))
