@@ -19,7 +19,7 @@ import pytest
 RUN = Path(__file__).parents[2] / "run"
 REAL = (
     *("sh", "bash", "cat", "chmod", "dirname", "env", "flock", "grep", "id", "mkdir", "readlink"),
-    *("rm", "rmdir", "sha256sum", "sleep", "true"),
+    *("rm", "rmdir", "sha256sum", "sleep", "true", "uname"),
 )
 
 PYTHON = """#!/bin/sh
@@ -145,6 +145,85 @@ def test_a_backend_s_own_packages_are_asked_for_with_it_alone(machine: Machine) 
     machine.run("vxlan", "wireguard")
     installs = [call for call in machine.calls("apt-get") if " install " in call and " -s " not in call]
     assert [call.split()[-1] for call in installs] == ["wireguard-tools"]
+
+
+COMPILER = "bc binutils bison debian-archive-keyring flex gcc libc6-dev make xz-utils"
+
+
+def installed(machine: Machine) -> list[str]:
+    """The packages of every installation, in its order."""
+    calls = [call for call in machine.calls("apt-get") if " install " in call and " -s " not in call]
+    return [call.partition("--no-install-recommends ")[2] for call in calls]
+
+
+def kernel(machine: Machine, *known: str) -> None:
+    """A kernel that can make only those kinds of devices."""
+    kinds = "|".join(f"*' type {kind} '*" for kind in known) or "none"
+    machine.fake("unshare", f'#!/bin/sh\necho "unshare $*" >>"$CALLS"\ncase "$* " in {kinds}) exit 0 ;; esac\nexit 2\n')
+
+
+needs_amd64 = pytest.mark.skipif(os.uname().machine != "x86_64", reason="the guest kernel is built on amd64 only")
+
+
+@needs_amd64
+def test_a_compiler_is_installed_only_where_a_guest_kernel_has_to_be_built(machine: Machine) -> None:
+    machine.lacks = COMPILER
+    kernel(machine, "vxlan")
+    machine.run("vxlan", "host_gw")
+    machine.run("vxlan", "ipip", "--", "--kernel", "host")
+    assert installed(machine) == []
+    code, said = machine.run("vxlan", "ipip")
+    assert code == 0, said
+    assert installed(machine) == [COMPILER]
+    machine.run("host_gw", "--", "-k", "x", "--kernel", "guest")
+    machine.run("host_gw", "--", "--kernel=guest")
+    assert installed(machine) == [COMPILER] * 3
+
+
+@needs_amd64
+def test_a_guest_kernel_that_is_there_needs_no_compiler(machine: Machine) -> None:
+    machine.lacks = COMPILER
+    kernel(machine)
+    machine.run("wireguard", TESTBED_GUEST_KERNEL="/some/linux")
+    built = machine.folder / "cache/testbed/guest-kernel/0123/linux"
+    built.parent.mkdir(parents=True)
+    built.touch()
+    built.chmod(0o755)
+    machine.run("wireguard", XDG_CACHE_HOME=str(machine.folder / "cache"))
+    assert installed(machine) == []
+    built.chmod(0o644)
+    machine.run("wireguard", XDG_CACHE_HOME=str(machine.folder / "cache"))
+    assert installed(machine) == [COMPILER]
+
+
+@needs_amd64
+def test_where_no_compiler_can_be_installed_the_run_says_so_and_goes_on(machine: Machine) -> None:
+    machine.lacks = "gcc"
+    machine.user(1000)
+    kernel(machine)
+    code, said = machine.run("ipsec")
+    assert code == 0, said
+    assert "cannot be built without: gcc" in said
+    assert "as root: apt-get install --no-install-recommends gcc" in said
+    assert machine.calls()[-1] == "python -m testbed run ipsec --"
+
+
+@needs_amd64
+def test_with_a_compiler_the_kernel_is_not_looked_at(machine: Machine) -> None:
+    kernel(machine)
+    machine.run("wireguard")
+    assert machine.calls("unshare") == []
+
+
+def test_prepare_installs_what_any_run_needs_and_runs_nothing(machine: Machine) -> None:
+    machine.lacks = f"{COMPILER} wireguard-tools charon-systemd frr"
+    code, said = machine.run("prepare")
+    assert code == 0, said
+    expected = ["frr wireguard-tools charon-systemd", *([COMPILER] if os.uname().machine == "x86_64" else [])]
+    assert installed(machine) == expected
+    assert not machine.calls("python -m testbed")
+    assert (machine.checkout / ".venv/testbed-stamp").exists()
+    assert machine.run("prepare", "vxlan")[0] == 3
 
 
 def test_package_lists_are_fetched_where_they_lack_something(machine: Machine) -> None:
