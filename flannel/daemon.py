@@ -68,6 +68,7 @@ def open_store(options: cli.Options) -> Store:
         username=options.etcd_username,
         password=options.etcd_password,
         renew_margin=options.subnet_lease_renew_margin * 60.0,
+        proof_file=options.subnet_file + ".lease",
     )
 
 

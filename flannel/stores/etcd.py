@@ -12,12 +12,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from flannel.lease import Lease, LeaseAttrs
 from flannel.stores.allocate import fits, fits6, free_subnets, free_subnets6
 from flannel.stores.base import LeaseLost, Log, Post, Remembered, Renewed, StoreError
 from flannel.stores.etcd_client import EtcdClient, KeyValue, TlsFiles
+from flannel.stores.etcd_own import Entry, Own, Proof, own_entries
 from flannel.stores.etcd_watch import LeaseWatcher, OwnLease
 from flannel.stores.leasecodec import lease_key, lease_value, parse_key, parse_value, quoted
 
@@ -29,38 +30,16 @@ _ACQUIRE_TRIES = 100
 _RETRY_RENEWAL = 60.0  # seconds
 
 
-class Entry(NamedTuple):
-    """A key below `subnets/` that names a subnet; `attrs` is None where its value cannot be read."""
-
-    key: KeyValue
-    subnet: IPv4Network
-    subnet6: IPv6Network | None
-    attrs: LeaseAttrs | None
-
-
 class _LostRaceError(Exception):
     """Somebody was faster; look again."""
-
-
-class _Own:
-    """The own lease and what etcd knows of it; `due` is the monotonic time of the next renewal, None for never."""
-
-    __slots__ = ("create_revision", "due", "etcd_lease", "generation", "key", "lease", "mod_revision", "published")
-
-    def __init__(
-        self, key: bytes, lease: Lease, etcd_lease: int, create_revision: int, mod_revision: int, due: float | None
-    ) -> None:
-        self.key, self.lease, self.etcd_lease = key, lease, etcd_lease
-        self.create_revision, self.mod_revision, self.due = create_revision, mod_revision, due
-        self.published = True
-        self.generation = 0  # counts what was acquired
 
 
 class EtcdStore:
     """A `Store` (see base.py) in etcd v3.
 
     `renew_margin` and `ttl` are seconds: a lease is renewed so long before it ends. Raises StoreError for an endpoint
-    or a TLS file that cannot be used; connects to nothing yet.
+    or a TLS file that cannot be used; connects to nothing yet. `proof_file` is where it keeps by what it knows its own
+    lease again after its address has changed; without it a tunnel's MAC address or public key must do.
     """
 
     def __init__(
@@ -76,16 +55,18 @@ class EtcdStore:
         password: str = "",
         renew_margin: float = 3600.0,
         ttl: int = DAY,
+        proof_file: str = "",
     ) -> None:
         tls = TlsFiles(keyfile, certfile, cafile)
         self._client = EtcdClient(endpoints, log, tls=tls, username=username, password=password)
         self._config_key = f"{prefix.rstrip('/')}/config"
         self._subnets = f"{prefix.rstrip('/')}/subnets/".encode()
         self._log, self._margin, self._ttl = log, renew_margin, ttl
+        self._proof = Proof(proof_file)
         self._network: IPv4Network | None = None
         self._network6: IPv6Network | None = None
         self._attrs: LeaseAttrs | None = None
-        self._own: _Own | None = None
+        self._own: Own | None = None
         self._generation = 0
         self._changed = threading.Condition()
         self._closed = False
@@ -113,7 +94,7 @@ class EtcdStore:
     def acquire(
         self, conf: NetConf, attrs: LeaseAttrs, previous: IPv4Network | None, previous6: IPv6Network | None = None
     ) -> Lease:  # fmt: skip
-        """Reuse the lease of our PublicIP, else take `previous` if it is free, else one of the first free subnets."""
+        """Reuse this node's lease, else take `previous` if it is free, else one of the first free subnets."""
         with self._changed:
             self._own, self._network, self._attrs = None, conf.network, attrs
             self._network6 = conf.ipv6_network
@@ -131,6 +112,7 @@ class EtcdStore:
                 own.generation = self._generation
                 self._own = own
                 self._changed.notify_all()
+            self._keep_proof(own.etcd_lease)
             if self._watcher is not None:
                 self._watcher.relist()
             return own.lease
@@ -153,29 +135,40 @@ class EtcdStore:
 
     def _reuse(
         self, conf: NetConf, attrs: LeaseAttrs, previous: IPv4Network | None, entries: list[Entry]
-    ) -> _Own | None:
-        ours = [entry for entry in entries if entry.attrs and entry.attrs.public_ip == attrs.public_ip]
+    ) -> Own | None:
+        ours = own_entries(entries, attrs, previous, self._proof.read())
         fitting = [entry for entry in ours if fits(conf, entry.subnet, entry.subnet6)]
         for entry in ours:
             if entry not in fitting:
                 self._give_up(entry, entries)
         if not fitting:
             return None
-        # Several keys of one node: its own subnet.env knows best, else the oldest; the others lapse by themselves.
-        entry = min(fitting, key=lambda entry: (entry.subnet != previous, entry.key.create_revision))
-        if len(fitting) > 1:
-            others = ", ".join(str(other.subnet) for other in fitting if other is not entry)
-            self._log("warning", f"etcd has several leases of {attrs.public_ip}: using {entry.subnet}, not {others}")
+        entry, *others = fitting
+        if others:  # they lapse by themselves
+            shown = ", ".join(str(other.subnet) for other in others)
+            self._log("warning", f"etcd has several leases of {attrs.public_ip}: using {entry.subnet}, not {shown}")
         # A key without an etcd lease is a reservation, which an operator made for this node: it stays one.
         etcd_lease, ttl = self._client.grant(self._ttl) if entry.key.lease else (0, 0)
         expected = {"mod_revision": entry.key.mod_revision}
         put = self._client.put_if(expected, entry.key.key, lease_value(attrs), etcd_lease)
         if not put.done and not _is_ours(put.found, etcd_lease):
             raise _LostRaceError(f"the lease of {entry.subnet} changed meanwhile")
-        self._log("info", f"Found lease ({entry.subnet}) for current IP ({attrs.public_ip}), reusing it")
+        self._tell_found(entry, attrs)
         revision = put.revision if put.found is None else put.found.mod_revision
         lease = Lease(entry.subnet, attrs, time.time() + ttl if ttl else 0.0, entry.subnet6)
-        return _Own(entry.key.key, lease, etcd_lease, entry.key.create_revision, revision, self._due(ttl))
+        return Own(entry.key.key, lease, etcd_lease, entry.key.create_revision, revision, self._due(ttl))
+
+    def _tell_found(self, entry: Entry, attrs: LeaseAttrs) -> None:
+        before = entry.attrs.public_ip if entry.attrs else attrs.public_ip
+        if before == attrs.public_ip:
+            self._log("info", f"Found lease ({entry.subnet}) for current IP ({attrs.public_ip}), reusing it")
+        else:
+            self._log("info", f"This node's address was {before} and is {attrs.public_ip}: keeping {entry.subnet}")
+
+    def _keep_proof(self, etcd_lease: int) -> None:
+        problem = self._proof.keep(etcd_lease)
+        if problem:
+            self._log("warning", f"this node may not know its lease again after a change of its address: {problem}")
 
     def _give_up(self, entry: Entry, entries: list[Entry]) -> None:
         """Delete a lease of ours that does not fit the configuration any more; a reservation is not ours to delete."""
@@ -190,7 +183,7 @@ class EtcdStore:
     def _create(
         self, conf: NetConf, attrs: LeaseAttrs, previous: IPv4Network | None, previous6: IPv6Network | None,
         entries: list[Entry],
-    ) -> _Own:  # fmt: skip
+    ) -> Own:  # fmt: skip
         network = conf.network
         taken = [entry.subnet for entry in entries if entry.subnet.subnet_of(network) and entry.subnet != network]
         if previous is not None and _fits4(conf, previous) and not any(previous.overlaps(other) for other in taken):
@@ -215,7 +208,7 @@ class EtcdStore:
             self._withdraw_if_second(key, revision, subnet, subnet6)
         self._log("info", f"Allocated lease ({subnet}) to current node ({attrs.public_ip})")
         lease = Lease(subnet, attrs, time.time() + ttl, subnet6)
-        return _Own(key, lease, etcd_lease, revision, revision, self._due(ttl))
+        return Own(key, lease, etcd_lease, revision, revision, self._due(ttl))
 
     def _withdraw_if_second(self, key: bytes, revision: int, subnet: IPv4Network, subnet6: IPv6Network) -> None:
         """Give a new lease up where an older key has one of its subnets: keys of two subnets do not exclude it."""
@@ -304,7 +297,7 @@ class EtcdStore:
         at = self._wake_at(retry_at)
         return None if at is None else max(0.0, at - time.monotonic())
 
-    def _write(self, own: _Own, *, renew: bool) -> None:
+    def _write(self, own: Own, *, renew: bool) -> None:
         """Put the own key again, with a new etcd lease if it is to be renewed; only where it still is our key."""
         with self._changed:
             lease = own.lease
@@ -323,6 +316,8 @@ class EtcdStore:
                 own.due = self._due(ttl)
                 own.lease = replace(own.lease, expiration=time.time() + ttl)
             lease = own.lease
+        if renew:
+            self._keep_proof(etcd_lease)
         if renew and self._post is not None:
             self._post(Renewed(lease))
 
@@ -366,7 +361,7 @@ class EtcdStore:
                 return
         self.own_key_gone(own.generation, f"subnet {own.lease.subnet} is now leased to {public_ip}")
 
-    def _follow_key(self, own: _Own, key: KeyValue) -> None:
+    def _follow_key(self, own: Own, key: KeyValue) -> None:
         own.create_revision, own.mod_revision = key.create_revision, key.mod_revision
         if key.lease != own.etcd_lease:
             own.etcd_lease = key.lease

@@ -240,7 +240,7 @@ def test_the_younger_of_two_keys_with_one_subnet_gives_way(etcd: Etcd, make_stor
         found = entries()
         looks.append(len(found))
         if len(looks) == 1:
-            value = lease_value(LeaseAttrs(IPv4Address("192.0.2.9"), "vxlan", ATTRS.backend_data))
+            value = lease_value(LeaseAttrs(IPv4Address("192.0.2.9"), "vxlan", {"VtepMAC": "0a:00:00:00:00:99"}))
             etcd.put("subnets/10.244.20.0-24&fd00:10:244:20::-64", value.decode())
         return found
 
