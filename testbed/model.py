@@ -7,10 +7,12 @@ Lab kinds bring a `LabSpec` to life; renderers write it for other tools.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
+
+from testbed.linkfault import NETEM, LinkFault
 
 UNDERLAY = "eth0"
 """Name of a node's interface to its leaf."""
@@ -37,11 +39,12 @@ class IfaceSpec:
     mtu: int
     address: IPv4Interface | None = None
     bridge: str | None = None
+    address6: IPv6Interface | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class NodeSpec:
-    """One machine of the lab."""
+    """One machine of the lab. Of IPv6 there is something only in a lab with IPv6: see `testbed.ipv6`."""
 
     name: str
     role: Role
@@ -51,6 +54,9 @@ class NodeSpec:
     loopback: IPv4Interface | None = None  # routers' BGP id; the outside host's address
     gateway: IPv4Address | None = None  # nodes only: their leaf
     bridge_address: IPv4Interface | None = None  # leaves only
+    loopback6: IPv6Interface | None = None
+    gateway6: IPv6Address | None = None
+    bridge_address6: IPv6Interface | None = None
 
     def iface(self, name: str) -> IfaceSpec:
         """Return the interface of that name; KeyError where there is none."""
@@ -76,6 +82,12 @@ class NodeSpec:
         assert address is not None  # the builder gives every machine one
         return address.ip
 
+    @property
+    def ip6(self) -> IPv6Address | None:
+        """The IPv6 address this machine is reached at; None in a lab without IPv6."""
+        address = self.iface(UNDERLAY).address6 if self.role is Role.NODE else self.loopback6
+        return address.ip if address is not None else None
+
 
 @dataclass(frozen=True, slots=True)
 class LinkEnd:
@@ -95,11 +107,21 @@ class LinkSpec:
     a: LinkEnd
     b: LinkEnd
     mtu: int
+    fault: LinkFault | None = None  # what its topology declares
 
     @property
     def name(self) -> str:
         """The link by its machines, as topologies name it: `leaf1-spine1`."""
         return f"{self.a.node}-{self.b.node}"
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What it may be called: its machines in either order."""
+        return self.name, f"{self.b.node}-{self.a.node}"
+
+    def senders(self, fault: LinkFault) -> tuple[LinkEnd, ...]:
+        """The ends whose packets a fault meets: a kernel does it to what an interface sends."""
+        return tuple(near for near, far in ((self.a, self.b), (self.b, self.a)) if fault.towards in ("", far.node))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +156,18 @@ class LabSpec:
         """The machines of these roles, in the lab's order."""
         return tuple(n for n in self.nodes if n.role in roles)
 
+    def link(self, name: str) -> LinkSpec:
+        """Return the link of that name, its machines in either order; KeyError where there is none."""
+        for link in self.links:
+            if name in link.names:
+                return link
+        raise KeyError(f"{self.topology} has no link {name}")
+
+    @property
+    def kernel_features(self) -> tuple[str, ...]:
+        """What the lab itself takes of a kernel, beside what every lab does."""
+        return (NETEM,) if any(link.fault for link in self.links) else ()
+
     @property
     def cluster_nodes(self) -> tuple[NodeSpec, ...]:
         """The machines that run flannel."""
@@ -158,9 +192,10 @@ def lab_mac(lab_id: str, node: str, iface: str) -> str:
 class _Builder:
     """Collects interfaces and links while the fabric is laid out."""
 
-    def __init__(self, lab_id: str, mtu: int) -> None:
+    def __init__(self, lab_id: str, mtu: int, faults: Mapping[str, LinkFault]) -> None:
         self.lab_id = lab_id
         self.mtu = mtu
+        self.faults = faults
         self.ifaces: dict[str, list[IfaceSpec]] = {}
         self.links: list[LinkSpec] = []
 
@@ -170,7 +205,9 @@ class _Builder:
         return LinkEnd(node, name)
 
     def link(self, a: LinkEnd, b: LinkEnd) -> None:
-        self.links.append(LinkSpec(a, b, self.mtu))
+        link = LinkSpec(a, b, self.mtu)
+        fault = next((self.faults[name] for name in link.names if name in self.faults), None)
+        self.links.append(replace(link, fault=fault))
 
 
 FIRST_HOST = 11
@@ -188,13 +225,15 @@ def fabric(
     racks: Sequence[Rack],
     outside: IPv4Address,
     control_plane: str,
+    faults: Mapping[str, LinkFault] | None = None,
 ) -> LabSpec:
     """Lay out a leaf-spine fabric: racks of nodes behind leaves, and a host beyond the spines.
 
     With no spine at all the outside host hangs on every leaf.  A leaf is `swpN` towards the spines and `nodeN`
     towards its nodes, which are ports of one bridge that holds the rack's gateway address (the subnet's first).
+    `faults` are what links do to packets, by the links' names.
     """
-    build = _Builder(lab_id, mtu)
+    build = _Builder(lab_id, mtu, faults or {})
     for rack in racks:
         for position, name in enumerate(rack.nodes):
             host = IPv4Interface((rack.subnet[FIRST_HOST + position], rack.subnet.prefixlen))

@@ -17,6 +17,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from testbed import data, model
 from testbed.errors import Fault, InputError
+from testbed.linkfault import problems
 from testbed.model import LabSpec, Rack
 from testbed.topologyfile import (
     CONTROL_PLANE,
@@ -27,6 +28,7 @@ from testbed.topologyfile import (
     RESERVED_NAMES,
     Address,
     ClosModel,
+    LinkModel,
     Name,
     OptionModel,
     RackModel,
@@ -107,11 +109,16 @@ class _Reading:
             self.faults.append(Fault(self.file, 1, "", "has to be a mapping of keys such as racks and mtu"))
         self.stop_if(not self.document.value)
         values = self.options(self.document.value.get("options"))
-        content = self.substitute(self.document.value, values, ())
+        # What declares the options cannot be one of them.
+        content = {
+            key: item if key == "options" else self.substitute(item, values, (key,))
+            for key, item in self.document.value.items()
+        }
         spec = self.validate(TopologyModel, content, ())
         self.check_mtu_option()
         racks = self.racks(content)
         self.cross_check(racks, content)
+        self.check_links(racks, content)
         self.stop_if(bool(self.faults))
         assert spec is not None
         return model.fabric(
@@ -126,6 +133,7 @@ class _Reading:
             ],
             outside=spec.outside,
             control_plane=spec.control_plane or racks[0].nodes[0][1],
+            faults={name: link.fault for name, link in spec.links.items()},
         )
 
     def stop_if(self, ended: bool) -> None:
@@ -213,7 +221,7 @@ class _Reading:
         names = [CONTROL_PLANE, *_numbered("worker", clos.racks * clos.nodes - 1)]
         for number, subnet in zip(range(clos.racks), subnets, strict=False):
             nodes = names[number * clos.nodes : (number + 1) * clos.nodes]
-            yield _Piece(("clos",), f"leaf{number + 1}", subnet, tuple(enumerate(nodes)))
+            yield _Piece(("clos",), f"leaf{number + 1}", subnet, tuple(enumerate(nodes)), len(nodes))
 
     def cross_check(self, racks: Sequence[_Piece], content: Mapping[str, Any]) -> None:
         """What no part shows by itself: names and subnets that meet, nodes that do not fit."""
@@ -229,6 +237,24 @@ class _Reading:
         for other, net in subnets:
             if address is not None and address in net:
                 self.fault(("outside",), f"{address} is inside {other}")
+
+    def check_links(self, racks: Sequence[_Piece], content: Mapping[str, Any]) -> None:
+        """Links that there are, each once, with faults that make sense."""
+        links, known = content.get("links"), _links_of(racks, content)
+        seen: dict[frozenset[str], str] = {}
+        for name, raw in links.items() if isinstance(links, dict) else ():
+            where, ends = ("links", name), frozenset(str(name).split("-"))
+            if known and ends not in known:
+                names = ["-".join(pair) for pair in known.values()]
+                close = difflib.get_close_matches(str(name), names, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"links: {', '.join(names[:20])}"
+                self.fault(where, "there is no such link", hint)
+            elif ends in seen:
+                self.fault(where, f"is {seen[ends]}, which is here already", "say all of a link in one place")
+            seen[ends] = str(name)
+            link = self.validate(LinkModel, raw, where, report=False)
+            for key, what, hint in problems(link.fault, known.get(ends, ())) if link is not None else ():
+                self.fault((*where, key) if key else where, what, hint)
 
     def check_subnet(self, rack: _Piece, subnet: IPv4Network, others: Iterable[tuple[str, IPv4Network]]) -> None:
         where = (*rack.path, "subnet" if rack.path[0] == "racks" else "subnets")
@@ -271,6 +297,21 @@ class _Piece:
     leaf: str | None
     subnet: IPv4Network | None
     nodes: tuple[tuple[int, str], ...]
+    of: int  # how many nodes the file names
+
+
+def _links_of(racks: Sequence[_Piece], content: Mapping[str, Any]) -> dict[frozenset[str], tuple[str, str]]:
+    """The machines at the ends of every link; none where what is wrong with the racks would show again here."""
+    spines, listed = content.get("spines"), content.get("racks")
+    whole = all(rack.leaf and len(rack.nodes) == rack.of for rack in racks)
+    if not whole or not isinstance(spines, int) or (isinstance(listed, list) and len(listed) != len(racks)):
+        return {}
+    above = _numbered("spine", min(spines, MAX_SPINES))
+    leaves = [str(rack.leaf) for rack in racks]
+    pairs = [(node, str(rack.leaf)) for rack in racks for _, node in rack.nodes]
+    pairs += [(leaf, spine) for leaf in leaves for spine in above]
+    pairs += [("outside", router) for router in above or leaves]
+    return {frozenset(pair): pair for pair in pairs}
 
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
@@ -288,9 +329,10 @@ def _valid(kind: TypeAdapter[Value], raw: Any) -> Value | None:
 
 def _piece(path: Loc, raw: Mapping[str, Any]) -> _Piece:
     listed = raw.get("nodes")
-    names = [(i, _valid(_NAME, item)) for i, item in enumerate(listed if isinstance(listed, list) else ())]
+    items = listed if isinstance(listed, list) else []
+    names = [(i, _valid(_NAME, item)) for i, item in enumerate(items)]
     nodes = tuple((i, name) for i, name in names if name is not None)
-    return _Piece(path, _valid(_NAME, raw.get("leaf")), _valid(_SUBNET, raw.get("subnet")), nodes)
+    return _Piece(path, _valid(_NAME, raw.get("leaf")), _valid(_SUBNET, raw.get("subnet")), nodes, len(items))
 
 
 def _numbered(stem: str, count: int) -> list[str]:
@@ -342,5 +384,7 @@ def _keys_at(kind: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
     current: Any = kind
     for part in loc[:-1]:
         if isinstance(part, str) and part in getattr(current, "model_fields", {}):
-            current = {"racks": RackModel, "clos": ClosModel, "options": OptionModel}.get(part, current)
+            current = {"racks": RackModel, "clos": ClosModel, "options": OptionModel, "links": LinkModel}.get(
+                part, current
+            )
     return list(current.model_fields)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from testbed.linkfault import LinkFault, quantity
 
 MIN_MTU, MAX_MTU = 1280, 9216
 """What switches carry, and the least that IPv6 needs."""
@@ -113,6 +116,29 @@ class ClosModel(_Model):
     prefix: int = Field(ge=8, le=30)
 
 
+Time = Annotated[float, BeforeValidator(partial(quantity, "time"))]
+Percentage = Annotated[float, BeforeValidator(partial(quantity, "percentage"))]
+Rate = Annotated[float, BeforeValidator(partial(quantity, "rate"))]
+
+
+class LinkModel(_Model):
+    """What a link does to packets."""
+
+    delay: Time = 0.0
+    jitter: Time = 0.0
+    loss: Percentage = 0.0
+    reorder: Percentage = 0.0
+    duplicate: Percentage = 0.0
+    corrupt: Percentage = 0.0
+    rate: Rate = 0.0
+    towards: Name = ""
+
+    @property
+    def fault(self) -> LinkFault:
+        """The same, as the lab's model has it."""
+        return LinkFault(**self.model_dump())
+
+
 class TopologyModel(_Model):
     """A whole file."""
 
@@ -124,3 +150,4 @@ class TopologyModel(_Model):
     control_plane: Name | None = None
     racks: Annotated[list[RackModel], Field(min_length=1)] | None = None
     clos: ClosModel | None = None
+    links: dict[str, LinkModel] = {}

@@ -198,7 +198,8 @@ def test_no_is_a_name_and_not_false(tmp_path: Path) -> None:
         ("[master1, worker1]", "[]", "racks[0].nodes", "has to hold at least one"),
         ("[master1, worker1]", "5", "racks[0].nodes", "has to be a list"),
         ("spines: 1", "spines: $many", "spines", "there is no option many"),
-        ("spines: 1", "links: {}\nspines: 1", "links", "unknown key"),
+        ("spines: 1", "options: {x: $x}\nspines: 1", "options.x", "has to be a mapping, not '$x'"),
+        ("spines: 1", "cables: {}\nspines: 1", "cables", "unknown key"),
         ("racks:", "clos: {racks: 1, nodes: 1, subnets: 10.2.0.0/16, prefix: 24}\nracks:", "clos", "not both"),
     ],
 )
