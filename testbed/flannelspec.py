@@ -6,7 +6,7 @@ decides what is deployed and what is expected at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from testbed import netconf
 from testbed.errors import Fault, InputError
 from testbed.flanneldargs import Flags, parse_flags
-from testbed.model import LabSpec
+from testbed.model import LabSpec, NodeSpec
 
 IPTABLES_NFT, IPTABLES_LEGACY, NFTABLES = "iptables-nft", "iptables-legacy", "nftables"
 RULES = (IPTABLES_NFT, IPTABLES_LEGACY, NFTABLES)
@@ -34,6 +34,12 @@ _FEATURES: Mapping[str, tuple[str, ...]] = {
 }
 
 _OVERHEAD: Mapping[str, int] = {"vxlan": 50, "host-gw": 0, "ipip": 20, "udp": 28, "wireguard": 80, "ipsec": 77}
+
+SPEAK_IPV6 = ("vxlan", "host-gw", "wireguard")
+"""The backends that carry IPv6."""
+
+OVERHEAD6: Mapping[str, int] = {"vxlan": 70, "host-gw": 0, "wireguard": 80}
+"""Bytes that an IPv6 packet grows by: vxlan's outer header is IPv6 too there, wireguard's figure allows for it."""
 
 UDP_ENCAP_OVERHEAD = 8
 """What ipsec takes in addition where ESP travels in UDP."""
@@ -107,7 +113,7 @@ BACKENDS: Mapping[str, Backend] = {
         Backend("udp", "udp", implemented=True),
         Backend("wireguard", "wireguard", implemented=True),
         Backend("ipsec", "ipsec"),
-        Backend("dual_stack", "vxlan", dual=True),
+        Backend("dual_stack", "vxlan", dual=True, implemented=True),
     )
 }
 """Every run by its name, in the order of the documentation."""
@@ -125,10 +131,15 @@ def normalise(name: str) -> str:
 
 
 def run_of(net_conf: Mapping[str, Any]) -> str | None:
-    """Name of the run that a net-conf.json belongs to; None where no run has that backend."""
+    """Name of the run that a net-conf.json belongs to; None where no run has that backend.
+
+    vxlan with IPv6 is a run of its own; other backends, and DirectRouting, stay what they are with IPv6.
+    """
     keys = _backend_keys(net_conf)
     kind, direct = keys.get("Type"), bool(keys.get("DirectRouting"))
-    dual = bool(net_conf.get("EnableIPv6"))
+    if net_conf.get("EnableIPv6") and kind not in SPEAK_IPV6:
+        return None
+    dual = bool(net_conf.get("EnableIPv6")) and kind == "vxlan" and not direct
     for backend in BACKENDS.values():
         variant = kind in ("vxlan", "ipip") and direct
         if backend.type == kind and backend.direct == variant and backend.dual == dual:
@@ -171,6 +182,27 @@ class FlannelSpec:
     def network6(self) -> IPv6Network | None:
         """The IPv6 Network in dual stack, else None."""
         return IPv6Network(self.net_conf["IPv6Network"], strict=False) if self.net_conf.get("EnableIPv6") else None
+
+    def mtu6_of(self, underlay_mtu: int) -> int:
+        """The largest IPv6 packet that passes between nodes. FLANNEL_MTU, which pods have, may be 20 bytes more."""
+        return self.mtu_of(underlay_mtu) + self.backend.overhead - OVERHEAD6[self.backend.type]
+
+    @property
+    def tunnel_device6(self) -> str | None:
+        """Name of the tunnel device for IPv6 on a node; None where there is none, or no IPv6."""
+        if self.network6 is None:
+            return None
+        if self.backend.type == "vxlan":
+            return f"flannel-v6.{self.vni}"
+        if self.backend.type == "wireguard":
+            return "flannel-wg-v6" if self.backend_keys.get("Mode", "separate") == "separate" else "flannel-wg"
+        return None
+
+    @property
+    def subnet6_len(self) -> int:
+        """Prefix length of a node's IPv6 subnet. Only to be asked for where there is IPv6."""
+        assert self.network6 is not None
+        return netconf.subnet_len(self.network6, self.net_conf.get("IPv6SubnetLen"))
 
     @property
     def subnet_len(self) -> int:
@@ -322,22 +354,35 @@ def build(
     )
 
 
+def _networks_of(machine: NodeSpec) -> Iterator[IPv4Network | IPv6Network]:
+    """Every network that a machine of the lab has an address in."""
+    yield from (i.address.network for i in machine.ifaces if i.address)
+    yield from (i.address6.network for i in machine.ifaces if i.address6)
+    for address in (machine.loopback, machine.bridge_address, machine.loopback6, machine.bridge_address6):
+        if address is not None:
+            yield address.network
+
+
 def check_fits(flannel: FlannelSpec, lab: LabSpec) -> None:
     """Raise InputError where flannel's Network cannot work on that lab.
 
     It has to leave the lab's own addresses alone, and to hold a subnet for each node.
     """
     problems: list[tuple[str, str]] = []
-    for machine in lab.nodes:
-        addresses = [i.address for i in machine.ifaces if i.address] + [machine.loopback, machine.bridge_address]
-        if any(a is not None and a.network.overlaps(flannel.network) for a in addresses):
-            problems.append((f"{flannel.network} overlaps the addresses of {machine.name}", "choose another Network"))
-            break
-    # The first subnet of the Network is left out by flannel.
-    room = (1 << (flannel.subnet_len - flannel.network.prefixlen)) - 1
-    if room < len(lab.cluster_nodes):
-        what = f"{flannel.network} has {room} subnets of /{flannel.subnet_len}, for {len(lab.cluster_nodes)} nodes"
-        problems.append((what, "give a wider Network, or a longer SubnetLen, by --net-conf"))
+    networks: list[tuple[str, IPv4Network | IPv6Network, int]] = [("", flannel.network, flannel.subnet_len)]
+    if flannel.network6 is not None:
+        networks.append(("IPv6", flannel.network6, flannel.subnet6_len))
+    for family, network, length in networks:
+        for machine in lab.nodes:
+            if any(network.version == other.version and network.overlaps(other) for other in _networks_of(machine)):
+                what = f"{network} overlaps the addresses of {machine.name}"
+                problems.append((what, f"choose another {family}Network"))
+                break
+        # The first subnet of the Network is left out by flannel.
+        room = (1 << (length - network.prefixlen)) - 1
+        if room < len(lab.cluster_nodes):
+            what = f"{network} has {room} subnets of /{length}, for {len(lab.cluster_nodes)} nodes"
+            problems.append((what, f"give a wider {family}Network, or a longer {family}SubnetLen, by --net-conf"))
     mtu = flannel.mtu_of(lab.mtu)
     if mtu > lab.mtu - flannel.backend.overhead:
         problems.append((f"Backend.MTU leaves pods {mtu} bytes, more than the lab's MTU of {lab.mtu} can carry", ""))

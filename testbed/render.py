@@ -63,6 +63,7 @@ def render_frr(spec: NodeSpec, lab: LabSpec) -> dict[str, str]:
     networks = [spec.loopback.network]
     if spec.bridge_address is not None:
         networks.append(spec.bridge_address.network)
+    networks6 = [address.network for address in (spec.loopback6, spec.bridge_address6) if address is not None]
     config = render(
         "topologies",
         "frr.conf.j2",
@@ -70,6 +71,7 @@ def render_frr(spec: NodeSpec, lab: LabSpec) -> dict[str, str]:
         lab=lab,
         ports=ports,
         networks=networks,
+        networks6=networks6,
         bridge=BRIDGE,
         paths=MAX_PATHS,
     )

@@ -29,7 +29,10 @@ ROUTER_SYSCTLS = COMMON_SYSCTLS | {
     "?net/bridge/bridge-nf-call-iptables": "0",
     "?net/bridge/bridge-nf-call-ip6tables": "0",
 }
-NODE_SYSCTLS = COMMON_SYSCTLS | {"?net/bridge/bridge-nf-call-iptables": "1"}
+NODE_SYSCTLS = COMMON_SYSCTLS | {
+    "?net/bridge/bridge-nf-call-iptables": "1",
+    "?net/bridge/bridge-nf-call-ip6tables": "1",
+}
 
 #: zebra first: bgpd asks it for everything, and asks again only after seconds.
 FRR = (
@@ -41,6 +44,7 @@ FRR = (
 def hosts_file(lab: LabSpec) -> str:
     """/etc/hosts of every machine: all of them by name."""
     lines = ["127.0.0.1 localhost", *(f"{node.ip} {node.name}" for node in lab.nodes)]
+    lines += [f"{node.ip6} {node.name}" for node in lab.nodes if node.ip6]
     return "\n".join(lines) + "\n"
 
 
@@ -62,19 +66,27 @@ def node_batch(lab: LabSpec, node: NodeSpec) -> str:
     lines = ["link set lo up"]
     if node.loopback:
         lines.append(f"addr add {node.loopback} dev lo")
+    if node.loopback6:
+        lines.append(f"addr add {node.loopback6} dev lo")
     if node.bridge_address:
         mac = lab_mac(lab.id, node.name, BRIDGE)
         lines.append(f"link add {BRIDGE} mtu {lab.mtu} address {mac} type bridge stp_state 0")
         lines.append(f"addr add {node.bridge_address} dev {BRIDGE}")
+        if node.bridge_address6:
+            lines.append(f"addr add {node.bridge_address6} dev {BRIDGE} nodad")
         lines.append(f"link set {BRIDGE} up")
     for iface in node.ifaces:
         if iface.bridge:
             lines.append(f"link set {iface.name} master {iface.bridge}")
         if iface.address:
             lines.append(f"addr add {iface.address} brd + dev {iface.name}")
+        if iface.address6:
+            lines.append(f"addr add {iface.address6} dev {iface.name} nodad")
         lines.append(f"link set {iface.name} up")
     if node.gateway:
         lines.append(f"route add default via {node.gateway} dev {UNDERLAY}")
+    if node.gateway6:
+        lines.append(f"route add default via {node.gateway6} dev {UNDERLAY}")
     return "\n".join(lines) + "\n"
 
 
@@ -129,13 +141,14 @@ def _node_faults(node: NodeSpec, facts: Mapping[str, Any]) -> list[str]:
             faults.append(f"{where}: offloads still on: {' '.join(switched_on)}")
     if node.role is Role.LEAF and node.bridge_address:
         bridge = links.get(BRIDGE)
-        if bridge is None or str(node.bridge_address) not in _addresses(bridge):
-            faults.append(f"{node.name}:{BRIDGE} lacks {node.bridge_address}")
+        for address in filter(None, (node.bridge_address, node.bridge_address6)):
+            if bridge is None or str(address) not in _addresses(bridge):
+                faults.append(f"{node.name}:{BRIDGE} lacks {address}")
     return faults
 
 
 def _addresses(link: Mapping[str, Any]) -> list[str]:
-    return [f"{a['local']}/{a['prefixlen']}" for a in link["addr_info"] if a["family"] == "inet"]
+    return [f"{a['local']}/{a['prefixlen']}" for a in link["addr_info"] if a["scope"] == "global"]
 
 
 def _iface_faults(iface: IfaceSpec, link: Mapping[str, Any]) -> list[str]:
@@ -148,7 +161,7 @@ def _iface_faults(iface: IfaceSpec, link: Mapping[str, Any]) -> list[str]:
         faults.append("is down")
     if link.get("master") != iface.bridge:
         faults.append(f"belongs to {link.get('master')}, not {iface.bridge}")
-    wanted = [str(iface.address)] if iface.address else []
+    wanted = [str(address) for address in (iface.address, iface.address6) if address]
     if _addresses(link) != wanted:
         faults.append(f"addresses {_addresses(link)}, not {wanted}")
     return faults

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import util
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from pathlib import Path
 from types import CodeType
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ from testbed.data import folder
 from testbed.deadline import Deadline
 from testbed.errors import InputError, LabError, ProductError
 from testbed.flannelspec import CONFLIST, FlannelSpec, check_fits, default_flannel
+from testbed.ipv6 import with_ipv6
 from testbed.labs import Progress, Quiet, interpreter, netns
 from testbed.labs.netns import NetnsLab, NetnsNode
 from testbed.manifest import read_manifest
@@ -108,6 +109,19 @@ class Cluster:
     def pod_cidr(self, node: str) -> IPv4Network:
         """The subnet that the node leased. Raises ProductError."""
         return self.subnet(node).network
+
+    def subnet6(self, node: str) -> IPv6Interface:
+        """FLANNEL_IPV6_SUBNET as the node's subnet.env has it. Raises ProductError."""
+        text = self.subnet_env(node)["FLANNEL_IPV6_SUBNET"]
+        try:
+            return IPv6Interface(text)
+        except ValueError as error:
+            what = f"{self.flannel.subnet_file}: FLANNEL_IPV6_SUBNET={text} is no subnet"
+            raise ProductError(what, where=node) from error
+
+    def pod_cidr6(self, node: str) -> IPv6Network:
+        """The IPv6 subnet that the node leased. Raises ProductError."""
+        return self.subnet6(node).network
 
     def leases(self) -> dict[str, dict[str, Any]]:
         """Every lease in the store by node: `key`, and `value` as decoded JSON; ProductError for what is missing."""
@@ -300,6 +314,8 @@ def describe_lab(options: RunOptions) -> tuple[LabSpec, FlannelSpec]:
         flannel = default_flannel(options.backend, net_conf_overrides=options.net_conf, rules=options.rules)
     topology = options.topology or flannel.backend.topology
     spec = load_topology(topology, options.name, overrides=options.settings, mtu=options.mtu)
+    if flannel.network6 is not None:
+        spec = with_ipv6(spec)
     check_fits(flannel, spec)
     if not flannel.backend.implemented and not options.flanneld:
         raise InputError(f"the bundled flanneld cannot do {flannel.backend.run} yet", hint="give one by --flanneld")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 
 from testbed.deadline import Deadline
 from testbed.errors import LabError
@@ -13,29 +13,28 @@ from testbed.model import LabSpec, NodeSpec, Role
 CONVERGE_SECONDS = 20.0
 
 
-def expected_paths(lab: LabSpec, router: NodeSpec) -> dict[IPv4Network, int]:
-    """What a router has to learn: each prefix that is not its own, with the number of equal paths to it."""
+def expected_paths(lab: LabSpec, router: NodeSpec) -> dict[IPv4Network | IPv6Network, int]:
+    """What a router has to learn: each prefix that is not its own, with the number of equal paths to it.
+
+    IPv6 prefixes are among them where the lab has IPv6.
+    """
     spines = len(lab.of_role(Role.SPINE))
     leaves = lab.of_role(Role.LEAF)
     outside = lab.outside
-    wanted: dict[IPv4Network, int] = {}
-    for leaf in leaves:
-        if leaf.bridge_address and leaf.name != router.name:
-            direct = router.role is Role.SPINE or not spines
-            wanted[leaf.bridge_address.network] = 1 if direct else spines
-    if outside.loopback and router.name != outside.name:
-        direct = router.role is Role.SPINE or not spines
-        wanted[outside.loopback.network] = 1 if direct else spines
-    return wanted
+    paths = 1 if router.role is Role.SPINE or not spines else spines
+    far = [(leaf.bridge_address, leaf.bridge_address6) for leaf in leaves if leaf.name != router.name]
+    if router.name != outside.name:
+        far.append((outside.loopback, outside.loopback6))
+    return {address.network: paths for pair in far for address in pair if address is not None}
 
 
 def missing_paths(lab: Lab, router: NodeSpec) -> list[str]:
     """What a router has not learned yet, a line each."""
-    routes = json.loads(lab.node(router.name).run(["ip", "-j", "-4", "route", "show"]).stdout)
-    have = {}
-    for route in routes:
-        prefix = route["dst"] if "/" in route["dst"] else f"{route['dst']}/32"
-        have[prefix.replace("default/32", "0.0.0.0/0")] = len(route.get("nexthops", [0]))
+    have: dict[str, int] = {}
+    for family, length in (("-4", 32), ("-6", 128)) if router.loopback6 else (("-4", 32),):
+        for route in json.loads(lab.node(router.name).run(["ip", "-j", family, "route", "show"]).stdout):
+            prefix = route["dst"] if "/" in route["dst"] else f"{route['dst']}/{length}"
+            have[prefix] = len(route.get("nexthops", [0]))
     return [
         f"{router.name} has {have.get(str(prefix), 0)} of {paths} paths to {prefix}"
         for prefix, paths in expected_paths(lab.spec, router).items()

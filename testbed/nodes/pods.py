@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
 from typing import Any
 
 from testbed.errors import LabError
@@ -20,7 +20,7 @@ ECHO_PORT = 7
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod on a node; a `Place` whose commands run in the pod's network."""
+    """A pod on a node; a `Place` whose commands run in the pod's network. `address6` is None without IPv6."""
 
     node: Node
     pod_name: str
@@ -28,6 +28,7 @@ class Pod:
     mac: str
     attachment: cni.Attachment
     result: Mapping[str, Any] = field(repr=False)
+    address6: IPv6Address | None = None
 
     @property
     def name(self) -> str:
@@ -110,9 +111,11 @@ def make_pod(
     except BaseException:
         node.run(["ip", "netns", "delete", f"cni-{identity[:12]}"], check=False)
         raise
-    address = IPv4Interface(result["ips"][0]["address"]).ip
+    addresses = [ip_interface(ip["address"]) for ip in result["ips"]]
+    address = next(one.ip for one in addresses if isinstance(one, IPv4Interface))
+    address6 = next((one.ip for one in addresses if isinstance(one, IPv6Interface)), None)
     mac = next(i["mac"] for i in result["interfaces"] if i.get("sandbox") and i["name"] == attachment.ifname)
-    pod = Pod(node, name, address, mac, attachment, result)
+    pod = Pod(node, name, address, mac, attachment, result, address6)
     server = ["nsenter", f"--net={netns}", "--", *server_argv(name, node.name, str(address))]
     node.start(server, name=f"pod-{name}")
     wait_listening(node, f"/var/log/pod-{name}.log", pod.name)

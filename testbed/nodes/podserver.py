@@ -97,7 +97,7 @@ def serve(http: socket.socket, udp: socket.socket) -> None:
             elif key.fileobj is http:
                 sock, peer = http.accept()
                 sock.setblocking(False)
-                selector.register(sock, selectors.EVENT_READ, Client(sock, peer[0]))
+                selector.register(sock, selectors.EVENT_READ, Client(sock, peer[0].removeprefix("::ffff:")))
             else:
                 advance(selector, key.data, events)
 
@@ -126,10 +126,11 @@ def advance(selector: selectors.BaseSelector, client: Client, events: int) -> No
 
 def main() -> None:
     """Listen, say so on standard output, serve."""
-    http = socket.create_server(("", 80), backlog=128)
+    http = socket.create_server(("::", 80), backlog=128, family=socket.AF_INET6, dualstack_ipv6=True)
     http.setblocking(False)
-    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    udp.bind(("", 7))
+    udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    udp.bind(("::", 7))
     udp.setblocking(False)
     sys.stdout.write("listening\n")
     sys.stdout.flush()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from testbed.errors import LabError
 from testbed.labs.base import Place
@@ -14,8 +14,8 @@ from testbed.labs.base import Place
 class Tuple:
     """One direction of a connection. Ports are 0 for ICMP, `id` is 0 for everything else."""
 
-    src: IPv4Address
-    dst: IPv4Address
+    src: IPv4Address | IPv6Address
+    dst: IPv4Address | IPv6Address
     sport: int = 0
     dport: int = 0
     id: int = 0
@@ -42,9 +42,9 @@ class Connection:
         return self.reply != self.original.mirrored
 
 
-def read_connections(place: Place) -> tuple[Connection, ...]:
-    """Every IPv4 connection tracked on a node. Raises LabError."""
-    return parse_conntrack(place.run(["conntrack", "-L", "-f", "ipv4", "-o", "extended"]).stdout, place.name)
+def read_connections(place: Place, family: str = "ipv4") -> tuple[Connection, ...]:
+    """Every connection of a family (`ipv4`, `ipv6`) tracked on a node. Raises LabError."""
+    return parse_conntrack(place.run(["conntrack", "-L", "-f", family, "-o", "extended"]).stdout, place.name)
 
 
 def parse_conntrack(text: str, where: str) -> tuple[Connection, ...]:
@@ -58,8 +58,8 @@ def _connection(line: str, where: str) -> Connection:
     pairs = [(key, value) for key, equals, value in (word.partition("=") for word in words) if equals]
     starts = [index for index, (key, _) in enumerate(pairs) if key == "src"]
     try:
-        if words[0] != "ipv4" or len(starts) != 2:
-            raise ValueError("not an IPv4 connection with two directions")
+        if words[0] not in ("ipv4", "ipv6") or len(starts) != 2:
+            raise ValueError("not an IP connection with two directions")
         original = _tuple(pairs[starts[0] : starts[1]])
         reply = _tuple(pairs[starts[1] :])
         mark = next((int(value) for key, value in pairs if key == "mark"), 0)
@@ -73,8 +73,8 @@ def _tuple(pairs: Iterable[tuple[str, str]]) -> Tuple:
     for key, value in pairs:
         found.setdefault(key, value)
     return Tuple(
-        IPv4Address(found["src"]),
-        IPv4Address(found["dst"]),
+        ip_address(found["src"]),
+        ip_address(found["dst"]),
         int(found.get("sport", 0)),
         int(found.get("dport", 0)),
         int(found.get("id", 0)),

@@ -7,7 +7,7 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from testbed.errors import LabError
@@ -22,6 +22,11 @@ ECHO_PORT, HTTP_PORT = 7, 80
 
 ICMP_HEADERS = 28
 """Bytes of the IPv4 and ICMP headers in front of a ping's payload."""
+
+ICMP6_HEADERS = 48
+"""The same for IPv6."""
+
+Target = IPv4Address | IPv6Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +72,12 @@ class Ping:
 _SUMMARY = re.compile(r"(\d+) packets transmitted, (\d+) received(?:, \+(\d+) errors)?")
 _TTL = re.compile(r"\bttl=(\d+)")
 _LOCAL_MTU = re.compile(r"local error: message too long, mtu[=:]\s?(\d+)")
-_PATH_MTU = re.compile(r"Frag needed and DF set \(mtu = (\d+)\)")
+_PATH_MTU = re.compile(r"Frag needed and DF set \(mtu = (\d+)\)|Packet too big: mtu=(\d+)")
 
 
 def ping(
     source: Place,
-    target: IPv4Address,
+    target: Target,
     *,
     nonce: Nonce | None = None,
     count: int = 1,
@@ -111,7 +116,7 @@ def parse_ping(text: str, where: str, seconds: float = 0.0, count: int = 1) -> P
         ttls=tuple(int(ttl) for ttl in _TTL.findall(text)),
         errors=int(summary[3] or 0),
         local_mtu=int(local_mtu[1]) if local_mtu else 0,
-        path_mtu=int(path_mtu[1]) if path_mtu else 0,
+        path_mtu=int(path_mtu[1] or path_mtu[2]) if path_mtu else 0,
         seconds=seconds,
         output=text,
     )
@@ -135,7 +140,7 @@ def take(block):
             flow["error"] = error.strerror
         poller.unregister(fd)
 for number in range(count):
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock = socket.socket(socket.AF_INET6 if ":" in target else socket.AF_INET, socket.SOCK_DGRAM)
     sock.connect((target, port))
     flows[sock.fileno()] = sock, {"sport": sock.getsockname()[1], "reply": None, "error": None}
     poller.register(sock, select.POLLIN)
@@ -156,7 +161,8 @@ target, port, path, wait = sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys
 try:
     sock = socket.create_connection((target, port), timeout=wait)
     sport = sock.getsockname()[1]
-    sock.sendall(f"GET {path} HTTP/1.0\r\nHost: {target}\r\n\r\n".encode())
+    host = f"[{target}]" if ":" in target else target
+    sock.sendall(f"GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
     answer = b""
     while piece := sock.recv(65535):
         answer += piece
@@ -178,7 +184,7 @@ class UdpFlow:
 
 def udp_flows(
     source: Place,
-    target: IPv4Address,
+    target: Target,
     *,
     count: int,
     nonce: Nonce,
@@ -211,15 +217,13 @@ class HttpReply:
         return str(self.facts.get("pod", ""))
 
     @property
-    def peer(self) -> IPv4Address | None:
+    def peer(self) -> Target | None:
         """The client's address as the server saw it."""
-        text = str(self.facts.get("peer", "")).rsplit(":", 1)[0]
-        return IPv4Address(text) if text else None
+        text = str(self.facts.get("peer", ""))
+        return ip_address(text if text.count(":") > 1 else text.partition(":")[0]) if text else None
 
 
-def http_get(
-    source: Place, target: IPv4Address, *, port: int = HTTP_PORT, path: str = "/", wait: float = 3.0
-) -> HttpReply:
+def http_get(source: Place, target: Target, *, port: int = HTTP_PORT, path: str = "/", wait: float = 3.0) -> HttpReply:
     """Ask the test application who it is. A refused or lost connection is an answer; raises LabError for garbage."""
     answer = _script(source, _HTTP_CLIENT, str(target), str(port), path, f"{wait:g}", wait=wait)
     if "error" in answer:

@@ -8,7 +8,7 @@ a well-known port: flannel's vxlan runs on any port, and tcpdump takes 8472 for 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from testbed.errors import LabError
@@ -17,6 +17,8 @@ ETHERNET, RAW_IP, RAW_IP_BSD = 1, 101, 12
 """Link types of a pcap: frames of Ethernet, and bare IP as a tun device gives it."""
 
 BROADCAST = "ff:ff:ff:ff:ff:ff"
+
+ICMPV6 = 58
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,18 @@ class Ip:
 
 
 @dataclass(frozen=True, slots=True)
+class Ip6:
+    """An IPv6 header. `length` counts header and payload, `next` is the header behind it (44: a fragment's)."""
+
+    src: IPv6Address
+    dst: IPv6Address
+    hops: int
+    traffic_class: int
+    next: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class Udp:
     """A UDP header; `checksum` as it stands on the wire, 0 where the sender gave none."""
 
@@ -89,7 +103,7 @@ class Tcp:
 
 @dataclass(frozen=True, slots=True)
 class Icmp:
-    """An ICMP header; `mtu` is the next hop's in a 'fragmentation needed'."""
+    """An ICMP or ICMPv6 header; `mtu` is the next hop's in a 'fragmentation needed' or 'packet too big'."""
 
     type: int
     code: int
@@ -120,6 +134,7 @@ class Decoded:
     ether: Ether | None
     arp: Arp | None
     ip: Ip | None
+    ip6: Ip6 | None
     udp: Udp | None
     tcp: Tcp | None
     icmp: Icmp | None
@@ -135,9 +150,9 @@ class Decoded:
 
 def _layers() -> Any:
     """Load scapy's layers when the first packet is decoded, and no earlier."""
-    from scapy.layers import inet, l2, vxlan
+    from scapy.layers import inet, inet6, l2, vxlan
 
-    return inet, l2, vxlan
+    return inet, inet6, l2, vxlan
 
 
 def _mac(text: str) -> str:
@@ -170,6 +185,17 @@ def _ip(packet: Any) -> Ip:
     )
 
 
+def _ip6(packet: Any) -> Ip6:
+    return Ip6(
+        src=IPv6Address(packet.src),
+        dst=IPv6Address(packet.dst),
+        hops=packet.hlim,
+        traffic_class=packet.tc,
+        next=packet.nh,
+        length=packet.plen + 40,
+    )
+
+
 def _tcp(packet: Any) -> Tcp:
     mss = next((value for name, value in packet.options if name == "MSS"), None)
     return Tcp(packet.sport, packet.dport, str(packet.flags), mss)
@@ -179,16 +205,21 @@ def _icmp(packet: Any) -> Icmp:
     return Icmp(packet.type, packet.code, packet.id or 0, packet.seq or 0, getattr(packet, "nexthopmtu", 0) or 0)
 
 
+def _icmp6(packet: Any) -> Icmp:
+    number, sequence, mtu = (getattr(packet, name, 0) or 0 for name in ("id", "seq", "mtu"))
+    return Icmp(packet.type, packet.code, number, sequence, mtu)
+
+
 def decode(raw: bytes, link_type: int, tunnel: Tunnel, *, time: float = 0.0, length: int | None = None) -> Decoded:
     """Decode one packet, and what it carries where the tunnel's headers say so.
 
     Raises LabError for a link type that no interface of a lab has, and for bytes that are no packet.
     """
-    inet, l2, _ = _layers()
+    inet, inet6, l2, _ = _layers()
     if link_type == ETHERNET:
         start = l2.Ether
     elif link_type in (RAW_IP, RAW_IP_BSD):
-        start = inet.IP
+        start = inet6.IPv6 if raw[:1] and raw[0] >> 4 == 6 else inet.IP
     else:
         raise LabError(f"a capture has the unknown link type {link_type}")
     try:
@@ -199,11 +230,24 @@ def decode(raw: bytes, link_type: int, tunnel: Tunnel, *, time: float = 0.0, len
 
 
 def _decoded(packet: Any, tunnel: Tunnel, time: float, length: int) -> Decoded:
-    inet, l2, _ = _layers()
-    ip = packet[inet.IP] if packet.haslayer(inet.IP) else None
+    inet, inet6, l2, _ = _layers()
+    outer = packet.payload if isinstance(packet, l2.Ether) else packet
+    ip = outer if isinstance(outer, inet.IP) else None
+    ip6 = outer if isinstance(outer, inet6.IPv6) else None
     udp = tcp = icmp = None
     vxlan, inner, payload = None, None, b""
-    if ip is not None:
+    if ip6 is not None:
+        body = ip6.payload
+        payload = bytes(body.payload) if body else b""
+        if isinstance(body, inet.UDP):
+            udp = Udp(body.sport, body.dport, body.len, body.chksum)
+            vxlan, inner = _tunnelled(udp, payload, tunnel, time)
+        elif isinstance(body, inet.TCP):
+            tcp = _tcp(body)
+        elif ip6.nh == ICMPV6 and body:
+            icmp = _icmp6(body)
+            payload = getattr(body, "data", payload)
+    elif ip is not None:
         body = ip.payload
         payload = bytes(body.payload) if body else b""
         fragment = ip.frag > 0
@@ -223,6 +267,7 @@ def _decoded(packet: Any, tunnel: Tunnel, time: float, length: int) -> Decoded:
         ether=_ether(packet, l2),
         arp=_arp(packet, l2),
         ip=_ip(ip) if ip is not None else None,
+        ip6=_ip6(ip6) if ip6 is not None else None,
         udp=udp,
         tcp=tcp,
         icmp=icmp,
@@ -234,7 +279,7 @@ def _decoded(packet: Any, tunnel: Tunnel, time: float, length: int) -> Decoded:
 
 def _tunnelled(udp: Udp, payload: bytes, tunnel: Tunnel, time: float) -> tuple[Vxlan | None, Decoded | None]:
     """What a UDP packet of the tunnel's port carries; nothing for any other port."""
-    _, _, vxlan = _layers()
+    vxlan = _layers()[3]
     if tunnel.port is None or udp.dport != tunnel.port:
         return None, None
     if tunnel.kind == "vxlan":
