@@ -7,14 +7,14 @@ import sys
 
 
 def main() -> int:
-    """Run flanneld with the process's own arguments."""
+    """Run flanneld, or mk-docker-opts, with the process's own arguments."""
     here = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
     if here not in sys.path:
         sys.path.insert(0, here)
     sys.dont_write_bytecode = True  # the folder may be read-only, or shared by many nodes
-    from flannel.daemon import main as daemon
+    from flannel.entry import main as entry
 
-    return daemon(sys.argv[1:], os.environ)
+    return entry(sys.argv, os.environ)
 
 
 if __name__ == "__main__":

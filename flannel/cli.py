@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from flannel.log import without_userinfo
+
 #: Shown by -version: flannel's version, as the package says it.
 PROGRAM = "flanneld"
 
@@ -59,10 +61,14 @@ _BY_NAME = {flag.name: flag for flag in FLAGS}
 _TRUE = ("1", "t", "T", "TRUE", "true", "True")
 _FALSE = ("0", "f", "F", "FALSE", "false", "False")
 _SECRET = ("etcd-password",)
+_PREFIX = "FLANNELD_"
 
 
 class Options:
-    """The values of all flags, as attributes with underscores; `ignored` are the words after the last flag."""
+    """The values of all flags, as attributes with underscores.
+
+    `ignored` are the words after the last flag, without secrets; `strange` are FLANNELD_* variables of no flag.
+    """
 
     etcd_endpoints: str
     etcd_prefix: str
@@ -95,20 +101,39 @@ class Options:
     v: int
     help: bool
     ignored: tuple[str, ...]
+    strange: tuple[str, ...]
 
-    def __init__(self, values: Mapping[str, Any], *, wants_help: bool = False, ignored: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, values: Mapping[str, Any], *, wants_help: bool = False, ignored: Sequence[str] = (),
+        strange: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         for flag in FLAGS:
             setattr(self, flag.name.replace("-", "_"), values.get(flag.name, flag.default))
         self.help = wants_help
-        self.ignored = ignored
+        self.ignored = _without_secrets(ignored)
+        self.strange = tuple(strange)
 
     def describe(self) -> str:
         """All values in one line, without secrets."""
         shown = []
         for flag in FLAGS:
             value = getattr(self, flag.name.replace("-", "_"))
+            if isinstance(value, str):
+                value = without_userinfo(value)
             shown.append(f"{flag.name}={'***' if flag.name in _SECRET and value else value!r}")
         return " ".join(shown)
+
+
+def _without_secrets(words: Sequence[str]) -> tuple[str, ...]:
+    """Words that nobody reads; what follows the name of a flag that holds a secret is masked."""
+    shown: list[str] = []
+    hide = False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        secret = name.lstrip("-") in _SECRET and name.startswith("-")
+        shown.append("***" if hide else f"{name}=***" if secret and equals else without_userinfo(word))
+        hide = secret and not equals
+    return tuple(shown)
 
 
 def _value(flag: Flag, text: str, source: str) -> Any:
@@ -155,7 +180,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
         _set(values, flag, text, f"-{name}")
     if not values.get("version"):
         _from_environment(values, environment)
-    return Options(values, ignored=tuple(rest))
+    return Options(values, ignored=rest, strange=_strange(environment))
 
 
 def _set(values: dict[str, Any], flag: Flag, text: str, source: str) -> None:
@@ -167,10 +192,19 @@ def _set(values: dict[str, Any], flag: Flag, text: str, source: str) -> None:
 
 def _from_environment(values: dict[str, Any], environment: Mapping[str, str]) -> None:
     for flag in FLAGS:
-        variable = "FLANNELD_" + flag.name.upper().replace("-", "_")
+        variable = _variable(flag)
         text = environment.get(variable, "")
         if text and flag.name not in values and flag.name != "version":
             _set(values, flag, text, variable)
+
+
+def _variable(flag: Flag) -> str:
+    return _PREFIX + flag.name.upper().replace("-", "_")
+
+
+def _strange(environment: Mapping[str, str]) -> list[str]:
+    known = {_variable(flag) for flag in FLAGS}
+    return sorted(name for name in environment if name.startswith(_PREFIX) and name not in known)
 
 
 def check(options: Options) -> None:

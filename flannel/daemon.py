@@ -6,33 +6,31 @@ import contextlib
 import os
 import selectors
 import signal
-import socket
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from importlib import import_module
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
 from flannel import __version__, cli, log, netconf, subnetenv
 from flannel.backends.base import Backend, BackendError
+from flannel.backends.choice import make_backend as make_backend
 from flannel.health import HealthError, HealthServer
-from flannel.interface import External, InterfaceError, Wanted, choose
+from flannel.interface import InterfaceError, Wanted, choose
 from flannel.kernel import rtnl
 from flannel.kernel.monitor import Monitor
 from flannel.kernel.netlink import Netlink
 from flannel.lease import Lease
 from flannel.reconcile import GRACE, Reconciler
 from flannel.rules.keeper import Keeper, RulesError, RulesWanted
+from flannel.servicemanager import ServiceManager
 from flannel.state import Recorded
 from flannel.stores.base import Event, LeaseLost, Message, Renewed, Snapshot, Store, StoreDown, StoreError
 
 _RETRY = 1.0
 _BRIDGE_SWITCHES = {4: "bridge-nf-call-iptables", 6: "bridge-nf-call-ip6tables"}
-#: Backends that can carry IPv6 as well.
-_IPV6 = ("vxlan", "host-gw", "wireguard")
 
 MakeStore = Callable[[cli.Options], Store]
 
@@ -48,8 +46,8 @@ class Stopped(BaseException):
 def open_store(options: cli.Options) -> Store:
     """The store that the options name. Raises StoreError."""
     if options.kube_subnet_mgr:
-        from flannel.stores.kubernetes import KubeFlags
-        from flannel.stores.kubernetes import open_store as open_kubernetes
+        from flannel.stores.kubernetes_open import KubeFlags
+        from flannel.stores.kubernetes_open import open_store as open_kubernetes
 
         flags = KubeFlags(
             options.kube_api_url, options.kubeconfig_file, options.kube_annotation_prefix, options.net_config_path,
@@ -70,40 +68,6 @@ def open_store(options: cli.Options) -> Store:
         renew_margin=options.subnet_lease_renew_margin * 60.0,
         proof_file=options.subnet_file + ".lease",
     )
-
-
-#: Backend types by module and class: only the one in use is loaded.
-_BACKENDS = {
-    "vxlan": ("vxlan", "VxlanBackend"),
-    "host-gw": ("hostgw", "HostGwBackend"),
-    "ipip": ("ipip", "IpipBackend"),
-    "wireguard": ("wireguard", "WireguardBackend"),
-    "ipsec": ("ipsec", "IpsecBackend"),
-    "udp": ("udp", "UdpBackend"),
-    "extension": ("extension", "ExtensionBackend"),
-    "alloc": ("alloc", "AllocBackend"),
-}
-_INSTEAD = "; use vxlan, or host-gw where the nodes share a link, or extension with commands of your own"
-_REFUSED = {
-    "tencent-vpc": "writes a cloud's route table, which this flanneld does not" + _INSTEAD,
-    **dict.fromkeys(("aws-vpc", "gce", "ali-vpc"), "was taken out of flannel in v0.20.0" + _INSTEAD),
-}
-
-
-def make_backend(conf: netconf.NetConf, external: External) -> Backend:
-    """The backend that the configuration names. Raises BackendError or NetConfError."""
-    known = _BACKENDS.get(conf.backend_type)
-    if known is None:
-        if conf.backend_type in _REFUSED:
-            raise BackendError(f"backend type {conf.backend_type!r} {_REFUSED[conf.backend_type]}")
-        raise BackendError(f"unknown backend type {conf.backend_type!r}; known are {', '.join(_BACKENDS)}")
-    if conf.enable_ipv6 and conf.backend_type not in _IPV6:
-        raise BackendError(
-            f"{conf.backend_type} carries IPv4 alone: take EnableIPv6 out, or use one of {', '.join(_IPV6)}"
-        )
-    module, name = known
-    backend: Backend = getattr(import_module(f"flannel.backends.{module}"), name)(conf, external)
-    return backend
 
 
 class _AcquiredAgain(NamedTuple):
@@ -127,6 +91,9 @@ class Daemon:
         self._backend: Backend | None = None
         self._rules: list[Keeper] = []
         self._health: HealthServer | None = None
+        self._manager = ServiceManager.of_environment()
+        self._running = ""
+        self._told = ""  # of what was not expected
 
     # -- signals ---------------------------------------------------------------------------------------------------
 
@@ -155,6 +122,10 @@ class Daemon:
             log.error(f"cannot go on: {error}")
             self._close()
             return 1
+        except Exception as error:  # noqa: BLE001 - a line of log is worth more than a traceback
+            log.unexpected("cannot go on", error)
+            self._close()
+            return 1
         log.info("Waiting for all goroutines to exit")
         self._close()
         log.info("Exiting cleanly...")
@@ -165,6 +136,8 @@ class Daemon:
         log.info(f"CLI flags config: {options.describe()}")
         if options.ignored:
             log.warning(f"words after the flags are not read: {' '.join(options.ignored)}")
+        for name in options.strange:
+            log.warning(f"nobody reads the variable {name}")
         self._store = store = self._make_store(options)
         log.info(f"Created subnet manager: {store.name}")
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -172,7 +145,9 @@ class Daemon:
         log.info("Installing signal handlers")
         if options.healthz_port > 0:
             self._health = HealthServer(options.healthz_ip, options.healthz_port)
+        self._manager.tell("STATUS=waiting for the network configuration")
         conf = self._network_config(store)
+        self._manager.tell("STATUS=starting")
         if not conf.enable_nftables:
             self._check_host(conf)
         netlink = Netlink()
@@ -203,7 +178,8 @@ class Daemon:
         )  # fmt: skip
         self._write_subnet_env(conf, lease, backend)
         log.info("Running backend.")
-        self._notify("READY=1")
+        self._running = f"STATUS=running: {conf.backend_type}, {lease.subnet}"
+        self._manager.tell("READY=1", self._running)
         self._serve(netlink, reconciler, store, conf, lease)
 
     def _network_config(self, store: Store) -> netconf.NetConf:
@@ -285,17 +261,6 @@ class Daemon:
             self._health.ready = True
         log.info("flannel is ready")
 
-    def _notify(self, text: str) -> None:
-        """Tell a service manager, where there is one."""
-        path = os.environ.get("NOTIFY_SOCKET", "")
-        if not path:
-            return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            try:
-                sock.sendto(text.encode(), "\0" + path[1:] if path[0] == "@" else path)
-            except OSError as error:
-                log.warning(f"cannot tell the service manager: {error}")
-
     # -- serve -----------------------------------------------------------------------------------------------------
 
     def post(self, message: Message | _AcquiredAgain) -> None:
@@ -321,12 +286,22 @@ class Daemon:
                     self._take_posts(reconciler, store, conf, lease)
                     reconciler.notice(*monitor.read())
                     reconciler.run()
+                    if self._backend.attrs() != published:
+                        published = self._backend.attrs()
+                        store.update(published)
+                    self._told = ""
                 except OSError as error:
                     log.error(f"the kernel does not answer as it should: {error}; comparing everything again")
                     reconciler.compare_soon(_RETRY)
-                if self._backend.attrs() != published:
-                    published = self._backend.attrs()
-                    store.update(published)
+                except Exception as error:  # noqa: BLE001 - what is there carries traffic: it must not be given up
+                    self._tell_unexpected(error)
+                    reconciler.compare_soon(_RETRY)
+
+    def _tell_unexpected(self, error: Exception) -> None:
+        """Log it once, as long as it comes again and again."""
+        if (told := log.place_of(error)) != self._told:
+            log.unexpected("comparing everything again", error)
+            self._told = told
 
     def _drain_wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -336,8 +311,10 @@ class Daemon:
         while self._posts:
             message = self._posts.popleft()
             if isinstance(message, Event | Snapshot):
+                self._manager.tell(self._running)
                 reconciler.take(message)
             elif isinstance(message, StoreDown):
+                self._manager.tell("STATUS=the store is away; everything stays as it is")
                 log.error(f"the store is away, everything stays as it is: {message.reason}")
             elif isinstance(message, Renewed):
                 until = time.strftime("%F %T", time.gmtime(message.lease.expiration))
@@ -374,14 +351,17 @@ class Daemon:
             log.info(f"Lease acquired again: {again.subnet}")
 
     def _close(self) -> None:
+        self._manager.tell("STOPPING=1", "STATUS=ending")
         if self._health is not None:
             self._health.ready = False
-        for keeper in self._rules:
-            keeper.stop()
-        if self._backend is not None:
-            self._backend.stop()
-        if self._store is not None:
-            self._store.close()
+        ends = [keeper.stop for keeper in self._rules]
+        ends += [part.stop for part in (self._backend,) if part]
+        ends += [part.close for part in (self._store,) if part]
+        for end in ends:
+            try:
+                end()
+            except Exception as error:  # noqa: BLE001 - one part that cannot end must not keep the others
+                log.unexpected("ending", error)
 
 
 def fail_usage(text: str) -> NoReturn:
@@ -409,6 +389,9 @@ def main(
     except cli.UsageError as error:
         fail_usage(str(error))
     log.verbosity = options.v
+    threading.excepthook = lambda died: log.unexpected(
+        f"thread {died.thread.name if died.thread else '?'} has ended", died.exc_value
+    )
     # The name is only for those who look at processes.
     with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:
         file.write("flanneld")

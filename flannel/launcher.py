@@ -14,6 +14,6 @@ def launchers(python: str, lib: str) -> dict[str, str]:
         raise ValueError(f"a script cannot name {python!r} as interpreter; give a short absolute path without spaces")
     head = f"#!{python} -IS\nimport sys\nsys.dont_write_bytecode = True\nsys.path.insert(0, {lib!r})\n"
     return {
-        "flanneld": head + "import os\nfrom flannel.daemon import main\nsys.exit(main(sys.argv[1:], os.environ))\n",
+        "flanneld": head + "import os\nfrom flannel.entry import main\nsys.exit(main(sys.argv, os.environ))\n",
         "flannel": head + "from flannel.cni.plugin import main\nsys.exit(main())\n",
     }

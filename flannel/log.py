@@ -45,8 +45,43 @@ def error(text: str) -> None:
     _write("E", text, 2)
 
 
+def unexpected(doing: str, error: BaseException | None) -> None:
+    """Log an exception that nobody foresaw: its class and place, in one line; `-v 4` and more shows the way there.
+
+    What it says is left out: it may hold what must not be in a log.
+    """
+    if error is None:
+        return
+    _write("E", f"{doing}: {place_of(error)}", 2)
+    if verbosity >= 4:
+        import traceback
+
+        for frame in traceback.extract_tb(error.__traceback__):
+            _write("I", f"  {os.path.basename(frame.filename)}:{frame.lineno} in {frame.name}: {frame.line}", 2)
+
+
+def place_of(error: BaseException) -> str:
+    """The class of an exception and where it was raised."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    where = f" at {os.path.basename(at.tb_frame.f_code.co_filename)}:{at.tb_lineno}" if at else ""
+    return f"unexpected {type(error).__name__}{where}"
+
+
 def by_level(level: str, text: str) -> None:
     """Log by the name of a level (`info`, `warning`, `error`, `debug`): what stores are given."""
     if level == "debug" and verbosity < 1:
         return
     _write({"info": "I", "debug": "I", "warning": "W"}.get(level, "E"), text, 2)
+
+
+def without_userinfo(urls: str) -> str:
+    """URLs, comma separated, without the names and passwords that may stand in them."""
+    shown = []
+    for url in urls.split(","):
+        scheme, slashes, rest = url.partition("://")
+        host, slash, path = rest.partition("/")
+        _, at, host = host.rpartition("@")
+        shown.append(f"{scheme}{slashes}{'***@' if at else ''}{host}{slash}{path}" if slashes else url)
+    return ",".join(shown)

@@ -12,6 +12,7 @@ _KEYS = (
     "EnableIPv4 EnableIPv6 EnableNFTables Network IPv6Network SubnetMin SubnetMax IPv6SubnetMin IPv6SubnetMax "
     "SubnetLen IPv6SubnetLen Backend"
 ).split()
+_LONGEST_NAME = 20
 _BY_LOWER_CASE = {key.lower(): key for key in _KEYS}
 
 
@@ -47,10 +48,10 @@ def parse(text: str) -> NetConf:
     """Read and check a network configuration. Raises NetConfError."""
     try:
         decoded = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NetConfError(f"the network configuration is not JSON: {error}") from None
     if not isinstance(decoded, dict):
-        raise NetConfError(f"the network configuration is not an object: {text[:60]!r}")
+        raise NetConfError(f"the network configuration is a {type(decoded).__name__}, not an object")
     values: dict[str, Any] = {}
     notes = []
     for given, value in decoded.items():
@@ -89,7 +90,9 @@ def _backend(values: Mapping[str, Any]) -> tuple[str, dict[str, Any], list[str]]
     if backend is None:
         return "", {}, []
     if not isinstance(backend, dict):
-        raise NetConfError(f"Backend is {backend!r}, not an object")
+        is_name = isinstance(backend, str) and len(backend) <= _LONGEST_NAME  # anything longer may be a key
+        shown = repr(backend) if is_name else f"a {type(backend).__name__}"
+        raise NetConfError(f'Backend is {shown}, not an object such as {{"Type": "vxlan"}}')
     lowered = {key.lower(): value for key, value in backend.items()}
     backend_type = lowered.pop("type", "")
     if not isinstance(backend_type, str):

@@ -251,7 +251,18 @@ def main() -> int:
         details = {"details": error.details} if error.details else {}
         _say({"cniVersion": version, "code": error.code, "msg": error.msg, **details})
         return 1
+    except Exception as error:  # noqa: BLE001 - the runtime understands no traceback
+        _say({"cniVersion": version, "code": OTHER, "msg": f"{command} failed: unexpected {_place_of(error)}"})
+        return 1
     return 0
+
+
+def _place_of(error: Exception) -> str:
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    where = f" at {os.path.basename(at.tb_frame.f_code.co_filename)}:{at.tb_lineno}" if at else ""
+    return type(error).__name__ + where
 
 
 if __name__ == "__main__":

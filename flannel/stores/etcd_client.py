@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
+from flannel.log import without_userinfo
 from flannel.stores.base import Log, StoreError
 from flannel.stores.etcd_http import UNAUTHENTICATED, GatewayRefusedError, HttpLink, LinkDownError, RefusedError
 from flannel.stores.etcd_messages import AUTHENTICATE, GRANT, RANGE, REVOKE, TXN, WATCH, Method, Values
@@ -115,7 +116,7 @@ class Watch:
 
 
 class Endpoint(NamedTuple):
-    """Where one etcd listens for clients."""
+    """Where one etcd listens for clients; `url` is for the log."""
 
     url: str
     host: str
@@ -144,10 +145,11 @@ def parse_endpoint(url: str, tls: TlsFiles) -> Endpoint:
         parts = urlsplit(whole)
         host, port = parts.hostname, parts.port or 2379
     except ValueError as error:
-        raise StoreError(f"etcd endpoint {url!r}: {error}") from error
+        raise StoreError(f"etcd endpoint {without_userinfo(url)!r}: {error}") from error
     if parts.scheme not in ("http", "https") or not host or parts.path not in ("", "/"):
-        raise StoreError(f"etcd endpoint {url!r}: write it as http://HOST:PORT or https://HOST:PORT")
-    return Endpoint(url, host, port, parts.scheme == "https")
+        shown = without_userinfo(url)
+        raise StoreError(f"etcd endpoint {shown!r}: write it as http://HOST:PORT or https://HOST:PORT")
+    return Endpoint(without_userinfo(url), host, port, parts.scheme == "https")
 
 
 def tls_context(tls: TlsFiles) -> ssl.SSLContext:

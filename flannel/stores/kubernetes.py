@@ -9,15 +9,14 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from flannel.lease import Lease, LeaseAttrs
 from flannel.stores.base import LeaseLost, Log, Post, Remembered, StoreError
-from flannel.stores.kubernetes_config import find_access
 from flannel.stores.kubernetes_http import KubeClient, RefusedError
 from flannel.stores.kubernetes_nodes import (
     Addresses,
@@ -34,6 +33,7 @@ from flannel.stores.kubernetes_nodes import (
     wanted_annotations,
 )
 from flannel.stores.kubernetes_watch import NODES, TIMING, NodeWatcher, Own, Timing
+from flannel.stores.leasecodec import quoted
 
 if TYPE_CHECKING:
     from flannel.netconf import NetConf
@@ -118,6 +118,8 @@ class KubernetesStore:
             before = None
             self._log("warning", f"What this node published before cannot be read: {error}")
         keys, texts = self._keys, node.annotations
+        for name in keys.strange(texts):
+            self._log("warning", f"nobody reads the annotation {quoted(name)} of node {self.node_name!r}")
         return Remembered(texts.get(keys.node_public_ip, ""), before, texts.get(keys.node_public_ip6, ""))
 
     def _get_node(self) -> Node:
@@ -360,44 +362,3 @@ def _all_of(attrs: LeaseAttrs, addresses: Addresses | None = None) -> frozenset[
     """The addresses that only this node may have."""
     both = (attrs.public_ip, attrs.public_ip6, *(addresses or ()))
     return frozenset(address for address in both if address is not None)
-
-
-# -- from flags and environment ------------------------------------------------------------------------------------
-
-
-class KubeFlags(NamedTuple):
-    """The flags of flanneld that concern this store."""
-
-    url: str
-    kubeconfig: str
-    prefix: str
-    conf_path: str
-    set_condition: bool
-
-
-def open_store(flags: KubeFlags, environment: Mapping[str, str], log: Log) -> KubernetesStore:
-    """The store that flags and environment name. Raises StoreError; asks the API only where NODE_NAME is not set."""
-    depth = environment.get("EVENT_QUEUE_DEPTH", "")
-    try:
-        int(depth or "0")
-    except ValueError:
-        raise StoreError(f"EVENT_QUEUE_DEPTH is {depth!r}, not a number") from None
-    Keys(flags.prefix)
-    client = KubeClient(find_access(flags.url, flags.kubeconfig, environment))
-    name = environment.get("NODE_NAME", "") or _name_by_pod(client, environment)
-    return KubernetesStore(
-        client, name, flags.conf_path, log, prefix=flags.prefix, set_condition=flags.set_condition
-    )  # fmt: skip
-
-
-def _name_by_pod(client: KubeClient, environment: Mapping[str, str]) -> str:
-    """Ask the API which node this pod runs on. Raises StoreError."""
-    pod, namespace = environment.get("POD_NAME", ""), environment.get("POD_NAMESPACE", "")
-    if not pod or not namespace:
-        raise StoreError("which node is this? Neither NODE_NAME nor both of POD_NAME and POD_NAMESPACE are set")
-    answer: Any = client.get(f"/api/v1/namespaces/{quote(namespace, safe='')}/pods/{quote(pod, safe='')}")
-    spec = answer.get("spec")
-    name = spec.get("nodeName") if isinstance(spec, dict) else None
-    if not isinstance(name, str) or not name:
-        raise StoreError(f"the pod {namespace}/{pod} has no node's name")
-    return name

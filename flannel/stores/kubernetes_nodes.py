@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ class Keys:
                 f"-kube-annotation-prefix is {prefix!r}: it must be a domain name in lower case with a dot in it, or "
                 "DOMAIN/NAME, such as flannel.alpha.coreos.com"
             )
+        self._prefix = full
         self.managed = full + "kube-subnet-manager"
         self.backend_type = full + "backend-type"
         self.backend_data = full + "backend-data"
@@ -38,6 +39,11 @@ class Keys:
         self.public_ip6 = full + "public-ipv6"
         self.public_ip6_overwrite = full + "public-ipv6-overwrite"
         self.node_public_ip6 = full + "node-public-ipv6"
+
+    def strange(self, names: Iterable[str]) -> list[str]:
+        """Those of flannel's names that nobody reads: misspelt ones, or a later flannel's."""
+        known = vars(self).values()
+        return sorted(name for name in names if name.startswith(self._prefix) and name not in known)
 
 
 class Cidrs(NamedTuple):

@@ -22,10 +22,11 @@ import pytest
 from flannel.lease import Lease, LeaseAttrs
 from flannel.netconf import NetConf, parse
 from flannel.stores.base import Event, LeaseLost, Remembered, Snapshot, StoreDown, StoreError
-from flannel.stores.kubernetes import KubeFlags, KubernetesStore, Patience, open_store
+from flannel.stores.kubernetes import KubernetesStore, Patience
 from flannel.stores.kubernetes_config import find_access
 from flannel.stores.kubernetes_http import KubeClient
 from flannel.stores.kubernetes_nodes import Addresses, Keys, wanted_annotations
+from flannel.stores.kubernetes_open import KubeFlags, open_store
 from flannel.stores.kubernetes_watch import Timing
 from testbed.tools import ToolUnavailable
 from tests.flannel.conftest import Recorder, eventually
