@@ -21,12 +21,17 @@ __all__ = ["IN_GUEST", "choose", "in_guest", "lacking", "value_of", "without"]
 
 def value_of(option: str, options: Sequence[str]) -> str | None:
     """The last value given to an option, written `--option VALUE` or `--option=VALUE`; None where there is none."""
-    found = None
+    return next(reversed(values_of(option, options)), None)
+
+
+def values_of(option: str, options: Sequence[str]) -> list[str]:
+    """Every value given to an option that may be given several times, in order."""
+    found = []
     for position, word in enumerate(options):
         if word == option and position + 1 < len(options):
-            found = options[position + 1]
+            found.append(options[position + 1])
         elif word.startswith(f"{option}="):
-            found = word.partition("=")[2]
+            found.append(word.partition("=")[2])
     return found
 
 
@@ -44,12 +49,27 @@ def without(option: str, options: Sequence[str]) -> list[str]:
     return kept
 
 
-def lacking(run: str) -> tuple[str, ...]:
-    """What this machine's kernel lacks of what a run's backend needs, found out by using it."""
+def topology_features(options: Sequence[str]) -> tuple[str, ...]:
+    """What a run's topology takes of the kernel beside what every lab does: netem for its links' faults, say."""
+    name = value_of("--topology", options)
+    if name is None:
+        return ()  # the backends' own take nothing more
+    from testbed.topology import load_topology
+
+    settings = [word.partition("=") for word in values_of("--set", options)]
+    try:
+        overrides = {key: value for key, _, value in settings}
+        return load_topology(name, "features", overrides=overrides).kernel_features
+    except InputError:
+        return ()  # the run itself says what is wrong
+
+
+def lacking(run: str, features: Sequence[str] = ()) -> tuple[str, ...]:
+    """What this machine's kernel lacks of what a run's backend needs and of these features, found out by using it."""
     return tuple(
         finding.name
         for finding in diagnose().findings
-        if finding.kind == "kernel" and not finding.ok and run in finding.needed_by
+        if finding.kind == "kernel" and not finding.ok and (run in finding.needed_by or finding.name in features)
     )
 
 
@@ -65,7 +85,7 @@ def choose(run: str, options: Sequence[str]) -> str:
         return "host"  # this is the guest
     if wanted != "auto" or (value_of("--lab", options) or "netns") != "netns":
         return "guest" if wanted == "guest" else "host"
-    missing = lacking(run)
+    missing = lacking(run, topology_features(options))
     if missing:
         click.echo(f"this machine's kernel lacks {', '.join(missing)}: {run} runs in the guest kernel", err=True)
     return "guest" if missing else "host"

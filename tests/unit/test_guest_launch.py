@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from testbed.doctor import Diagnosis, Finding
 from testbed.errors import InputError
 from testbed.guest import launch, runs
 
@@ -70,7 +71,7 @@ def test_auto_is_the_guest_only_where_the_host_lacks_something(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv(runs.IN_GUEST, raising=False)
-    monkeypatch.setattr(runs, "lacking", lambda run: ("wireguard",) if run == "wireguard" else ())
+    monkeypatch.setattr(runs, "lacking", lambda run, features: ("wireguard",) if run == "wireguard" else ())
     assert runs.choose("vxlan", []) == "host"
     assert runs.choose("wireguard", []) == "guest"
     assert "wireguard" in capsys.readouterr().err
@@ -86,3 +87,26 @@ def test_an_unknown_kernel_and_a_kept_guest_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as raised:
         runs.in_guest("vxlan", ["--keep", "--reports", str(tmp_path / "r")])
     assert "--kernel host" in raised.value.hint
+
+
+def test_the_faults_of_a_topology_s_links_choose_the_guest_where_there_is_no_netem(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv(runs.IN_GUEST, raising=False)
+    findings = tuple(Finding("kernel", name, ok) for name, ok in (("netem", False), ("veth", True)))
+    monkeypatch.setattr(runs, "diagnose", lambda: Diagnosis({}, findings))
+    path = tmp_path / "lab.yml"
+    path.write_text("""\
+options: {loss: {type: text, default: 1%}}
+mtu: 1500
+spines: 0
+outside: 203.0.113.8
+racks: [{leaf: leaf1, subnet: 10.1.0.0/24, nodes: [master1, worker1]}]
+links: {worker1-leaf1: {loss: $loss}}
+""")
+    assert runs.choose("vxlan", []) == "host"
+    assert runs.choose("vxlan", ["--topology", "racks"]) == "host"
+    assert runs.choose("vxlan", ["--topology", str(path)]) == "guest"
+    assert runs.choose("vxlan", [f"--topology={path}", "--set", "loss=2%"]) == "guest"
+    assert runs.choose("vxlan", [f"--topology={path}", "--set", "loss=2"]) == "host", "a faulty file is told by the run"
+    assert runs.choose("vxlan", [f"--topology={path}", "--kernel", "host"]) == "host"
