@@ -19,6 +19,8 @@ def test_subnet_env_has_exactly_its_keys(cluster: Cluster) -> None:
     for node in cluster.members:
         env = cluster.subnet_env(node.name)
         wanted = {"FLANNEL_NETWORK", "FLANNEL_SUBNET", "FLANNEL_MTU", "FLANNEL_IPMASQ"}
+        if cluster.flannel.network6 is not None:
+            wanted |= {"FLANNEL_IPV6_NETWORK", "FLANNEL_IPV6_SUBNET"}
         assert set(env) == wanted, f"{node.name}: {sorted(env)}"
         assert IPv4Network(env["FLANNEL_NETWORK"]) == cluster.flannel.network, node.name
         assert env["FLANNEL_IPMASQ"] == str(cluster.flannel.ip_masq).lower(), node.name
@@ -31,7 +33,7 @@ def test_subnet_is_the_first_host_of_the_lease(cluster: Cluster) -> None:
     for node in cluster.members:
         subnet = cluster.subnet(node.name)
         assert subnet.ip == subnet.network[1], f"{node.name}: {subnet} is not the first host address"
-        leased = leases[node.name]["key"].rpartition("/")[2].replace("-", "/")
+        leased = leases[node.name]["key"].rpartition("/")[2].partition("&")[0].replace("-", "/")
         assert subnet.network == IPv4Network(leased), f"{node.name}: the lease is {leased}"
 
 

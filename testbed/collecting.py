@@ -13,6 +13,8 @@ from testbed.runstate import RUN, Run
 NOT_WRITTEN = "is not written yet"
 STORE_NEEDED = "kubernetes store"
 """What a row needs that any run can be given, by `--store kubernetes`."""
+IPV6_NEEDED = "dual stack"
+"""What a row needs that it is about: without IPv6 it is about another run."""
 
 
 def worker_id(config: pytest.Config) -> str:
@@ -72,7 +74,11 @@ def skip_reason(item: pytest.Item) -> str:
     if isinstance(item, Unwritten):
         return row.reason or NOT_WRITTEN
     run = item.config.stash.get(RUN, None)
-    if row.reason and not (row.needs == STORE_NEEDED and run is not None and run.options.store == "kubernetes"):
+    given = run is not None and (
+        (row.needs == STORE_NEEDED and run.options.store == "kubernetes")
+        or (row.needs == IPV6_NEEDED and run.flannel.network6 is not None)
+    )
+    if row.reason and not given:
         return row.reason
     callspec = getattr(item, "callspec", None)
     spec = callspec.params.get("path") if callspec else None
@@ -96,13 +102,17 @@ def select(session: pytest.Session, config: pytest.Config, items: list[pytest.It
         )
         marker = item.get_closest_marker("check")
         rules = marker.kwargs.get("rules") if marker else None
-        elsewhere = run.options.backend not in row.backends or rules not in (None, "", run.options.rules)
+        elsewhere = (
+            run.options.backend not in row.backends
+            or rules not in (None, "", run.options.rules)
+            or (row.needs == IPV6_NEEDED and run.flannel.network6 is None)
+        )
         (dropped if elsewhere or without_path else kept).append(item)
     if whole_suites(config):
         kept += [
             unwritten(session, row)
             for row in checks.load_catalogue().values()
-            if row.smoke and run.options.backend in row.backends and row.id not in found
+            if row.smoke and run.options.backend in row.backends and row.id not in found and row.needs != IPV6_NEEDED
         ]
     order = {row: position for position, row in enumerate(checks.load_catalogue())}
     kept.sort(key=lambda item: order[row_of(item).id] if item.get_closest_marker("check") else -1)

@@ -176,10 +176,10 @@ def capture_targets(cluster: Cluster, facts: Facts) -> list[Target]:
     flannel, spec = cluster.flannel, cluster.lab.spec
     found = []
     for member in cluster.members:
-        names = [spec.node(member.name).underlay.name, flannel.tunnel_device, flannel.bridge]
+        names = [spec.node(member.name).underlay.name, flannel.tunnel_device, flannel.tunnel_device6, flannel.bridge]
         found += [
             Target(f"{member.name}:{name}", member, name)
-            for name in names
+            for name in dict.fromkeys(names)
             if name and facts.node(member.name).link(name) is not None
         ]
     for pod in cluster.pods.values():

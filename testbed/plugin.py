@@ -15,6 +15,7 @@ import pytest
 from testbed import checks, collecting
 from testbed.errors import Exit, Fault, InputError, TestbedError
 from testbed.fixtures import captures, cluster, facts, path, paths, window
+from testbed.fixtures6 import facts6
 from testbed.options import (
     KERNELS,
     KERNELS_HERE,
@@ -39,7 +40,7 @@ from testbed.reporter import CheckReporter
 from testbed.runstate import RUN, Run
 from testbed.verdicts import artefacts_of, outcome_of
 
-__all__ = ["captures", "cluster", "facts", "path", "paths", "window"]
+__all__ = ["captures", "cluster", "facts", "facts6", "path", "paths", "window"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
