@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from flannel import log
 from flannel.backends.base import NOTHING, Backend, BackendError, Facts, Ignored, Wants
 from flannel.changes import Changes
-from flannel.interface import External
+from flannel.interface import External, InterfaceError
 from flannel.kernel import rtnl
 from flannel.kernel.monitor import Change
 from flannel.kernel.netlink import Failure, Message, Netlink, NetlinkError
@@ -53,7 +53,9 @@ class Reconciler:
         blackhole: bool = False,
         grace: float = GRACE,
         clock: Callable[[], float] = time.monotonic,
+        choose_again: Callable[[], External] | None = None,
     ) -> None:
+        """`choose_again` chooses the external interface once more, for when its address is gone."""
         self._netlink = netlink
         self._backend = backend
         self._networks: dict[int, IPv4Network | IPv6Network] = {4: network}
@@ -68,6 +70,7 @@ class Reconciler:
         self._recorded = recorded
         self._blackhole = blackhole
         self._clock = clock
+        self._choose_again = choose_again
         self._facts = Facts(external, None, {})
         self._external_flags = -1
         self._known = KnownLeases(own, grace, clock, self._leftovers)
@@ -280,9 +283,10 @@ class Reconciler:
         self._external_flags = link.flags & (rtnl.IFF_UP | rtnl.IFF_LOWER_UP | rtnl.IFF_RUNNING)
         external = external._replace(ifindex=link.ifindex)
         try:
+            external = self._whereabouts(external)
             tunnel = self._backend.device(self._netlink, external)
             tunnel6 = self._backend.device6(self._netlink, external)
-        except (BackendError, NetlinkError) as error:
+        except (BackendError, NetlinkError, InterfaceError) as error:
             return self._cannot(str(error))
         for before in self._facts.tunnels:
             if any(one and one.name == before.name and one.ifindex != before.ifindex for one in (tunnel, tunnel6)):
@@ -290,6 +294,27 @@ class Reconciler:
         self._facts = Facts(external, tunnel, self._facts.direct, tunnel6)
         self._complaint = ""
         return True
+
+    def _whereabouts(self, external: External) -> External:
+        """The external interface with the addresses that it has now. Raises InterfaceError where it has none."""
+        here = {
+            version: any(one.ip == int(ip) for one in rtnl.dump_addresses(self._netlink, external.ifindex, version))
+            for version, ip in ((4, external.address), (6, external.address6))
+            if ip is not None
+        }
+        if self._choose_again is None or all(here.values()):
+            return external
+        try:
+            again = self._choose_again()
+            if again.name != external.name:
+                raise InterfaceError(f"{external.name} has lost its address {_shown(external)}; waiting for another")
+        except InterfaceError:
+            if any(here.values()):
+                return external  # a link that goes down loses its addresses of IPv6 for a while
+            raise
+        if again[3:] != external[3:]:
+            log.warning(f"this node's address was {_shown(external)} and is {_shown(again)} now")
+        return again._replace(ifindex=external.ifindex, mtu=external.mtu)
 
     def _cannot(self, what: str) -> bool:
         if what != self._complaint:
@@ -324,7 +349,8 @@ class Reconciler:
             return NOTHING
         try:
             return self._backend.wants(lease, self._facts)
-        except Ignored as reason:
+        except Exception as error:  # noqa: BLE001 - what nobody foresaw of one lease must not cost the others
+            reason = str(error) if isinstance(error, Ignored) else log.place_of(error)
             text = f"ignoring the lease of {subnet} from {lease.attrs.public_ip}: {reason}"
             if self._ignored.get(subnet) != text:
                 log.warning(text)
@@ -475,6 +501,10 @@ class Reconciler:
         self._failing[subnet] = text
         if subnet == self._own:
             self.compare_soon(_RETRY_FIRST)
+
+
+def _shown(external: External) -> str:
+    return " and ".join(str(ip) for ip in (external.address, external.address6) if ip is not None)
 
 
 def _shape(link: Link) -> tuple[object, ...]:

@@ -2,8 +2,9 @@
 
 `{"snapshot": [lease, ...], "complete": true}`, `{"added": lease}`, `{"removed": lease}`, `{"lost": "why"}`,
 `{"down": "why"}`; a lease is `{"subnet", "ip", "type", "data"}`. What flanneld publishes is printed to standard output.
-`STEERED` in the environment holds the network configuration, the own subnet and the grace period in seconds,
-`REMEMBERED` what the store kept of the node: `{"public_ip", "public_ip6", "lease"}`.
+`STEERED` in the environment holds the network configuration, the own subnet and the grace period in seconds; `broken`
+in it names parts of flanneld that raise what nobody foresaw (see `break_parts`). `REMEMBERED` is what the store kept of
+the node: `{"public_ip", "public_ip6", "lease"}`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
@@ -19,8 +21,11 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from flannel import cli, daemon
+from flannel.backends.base import Facts, Wants
+from flannel.backends.vxlan import VxlanBackend
 from flannel.lease import Lease, LeaseAttrs
 from flannel.netconf import NetConf
+from flannel.reconcile import Reconciler
 from flannel.stores.base import Event, LeaseLost, Post, Remembered, Snapshot, StoreDown
 
 STEERED: dict[str, Any] = json.loads(os.environ["STEERED"])
@@ -81,7 +86,43 @@ class SteeredStore:
         pass
 
 
+SECRET = "geheim"
+
+
+def break_parts(names: list[str]) -> None:
+    """Have a part raise an exception of no kind that flanneld expects, with a secret in its text."""
+
+    def broken(*_: object) -> Any:
+        raise ZeroDivisionError(SECRET)
+
+    def is_bad(subnet: IPv4Network) -> bool:
+        return str(subnet) == "10.244.66.0/24"
+
+    wants, take = VxlanBackend.wants, Reconciler.take
+
+    def wants_but_one(backend: VxlanBackend, one: Lease, facts: Facts) -> Wants:
+        return broken() if is_bad(one.subnet) else wants(backend, one, facts)
+
+    def take_but_one(reconciler: Reconciler, message: Event | Snapshot) -> None:
+        if isinstance(message, Event) and is_bad(message.lease.subnet):
+            broken()
+        take(reconciler, message)
+
+    parts: dict[str, tuple[type, str, Callable[..., Any]]] = {
+        "wants": (VxlanBackend, "wants", wants_but_one),
+        "take": (Reconciler, "take", take_but_one),
+        "start": (VxlanBackend, "start", broken),
+        "close": (SteeredStore, "close", broken),
+    }
+    for name in names:
+        if name == "thread":
+            threading.Thread(target=broken, name="doomed").start()
+        else:
+            setattr(*parts[name])
+
+
 def make_store(options: cli.Options) -> SteeredStore:
+    break_parts(STEERED.get("broken", []))
     return SteeredStore()
 
 

@@ -245,7 +245,7 @@ def test_node_that_is_not_there(make_store: MakeStore, conf: NetConf) -> None:
 
 
 def test_what_the_node_published_before_is_remembered(api: Api, make_store: MakeStore, conf: NetConf) -> None:
-    store = make_store()[0]
+    store, recorder = make_store()
     assert store.remembered() == Remembered()
     store.acquire(conf, OWN, None)
     assert store.remembered() == Remembered("", OWN)
@@ -256,6 +256,10 @@ def test_what_the_node_published_before_is_remembered(api: Api, make_store: Make
     assert store.remembered() == Remembered("1.2.3.4", OWN), "white space makes no difference"
     api.put(node_object(1, annotations=annotations_of(1, backend_data="{")))
     assert store.remembered() == Remembered()
+    assert not recorder.warned("nobody reads")
+    api.put(node_object(1, annotations=annotations_of(1, public_ip_overide="1.2.3.4")))
+    store.remembered()
+    assert recorder.warned("nobody reads the annotation 'flannel.alpha.coreos.com/public-ip-overide'")
 
 
 def test_annotations_that_somebody_changed_are_written_again(api: Api, following: MakeStore) -> None:
