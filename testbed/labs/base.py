@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import IO, Protocol
 
-from testbed.model import LabSpec, NodeSpec
+from testbed.model import LabSpec, LinkSpec, NodeSpec
 
 TIMED_OUT = -255
 """`Result.rc` of a command that did not end in time."""
@@ -134,6 +135,33 @@ class Lab(Protocol):
 
     def node(self, name: str) -> Node:
         """Return the machine of that name; KeyError where there is none."""
+        ...
+
+    def fault(
+        self,
+        link: str,
+        *,
+        delay: float = 0.0,
+        jitter: float = 0.0,
+        loss: float = 0.0,
+        reorder: float = 0.0,
+        duplicate: float = 0.0,
+        corrupt: float = 0.0,
+        rate: float = 0.0,
+        down: bool = False,
+        towards: str = "",
+    ) -> AbstractContextManager[LinkSpec]:
+        """Give a link (`leaf1-spine1`) a fault for as long as the block lasts, whatever ends it.
+
+        `delay` and `jitter` are milliseconds, one way; `loss`, `reorder`, `duplicate` and `corrupt` per cent of the
+        packets; `rate` Mbit/s.  Both directions have them, or with `towards` only what travels to that end of the
+        link.  `down` takes the carrier from both ends; at the end of the block it is waited until routing has
+        converged again.  Faults add up: with those of the topology and those of blocks around this one, the innermost
+        counting where two say the same.
+
+        Raises InputError for a link that is not there and values that make no sense, LabError where the kernel has no
+        netem, which all but `down` takes.
+        """
         ...
 
     def down(self) -> None:

@@ -263,6 +263,8 @@ def node_facts(node: dict[str, Any]) -> dict[str, Any]:
     """Wire this node from inside, then read everything back."""
     addresses = tool(["ip", "-j", "-d", "-batch", "-"], node["batch"] + "addr show\n")
     offloads = {iface: set_offloads(iface, on) for iface, on in node["offloads"].items()}
+    if node["faults"]:
+        tool(["tc", "-batch", "-"], node["faults"])
     return {"addresses": json.loads(addresses), "offloads": offloads}
 
 
@@ -447,8 +449,24 @@ def run_box(plan: dict[str, Any], lifeline: int, answer: int) -> None:
     hold(lifeline)
 
 
+def wire() -> None:
+    """Wire one machine that somebody else made, a container, from inside; its plan is on standard input."""
+    node = json.load(sys.stdin)
+    try:
+        for path, text in node["files"].items():
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            write(path, text)
+        set_sysctls(node["sysctls"])
+        send(1, node_facts(node))
+    except OSError as error:
+        send(1, {"error": describe(error)})
+
+
 def main() -> None:
     """Read the plan, make the box, answer on standard output."""
+    if sys.argv[1] == "wire":
+        wire()
+        return
     lifeline = int(sys.argv[1])
     plan = json.load(sys.stdin)
     answer = os.dup(1)

@@ -19,8 +19,10 @@ from typing import IO, Any
 from testbed.errors import CommandError, LabBusyError, LabError
 from testbed.labs import Progress, Quiet, interpreter, state
 from testbed.labs.base import TIMED_OUT, Result
+from testbed.labs.faults import LinkFaults, fault, require_features
 from testbed.labs.plan import ROOT_BECOMES, box_plan, wiring_faults
-from testbed.model import LabSpec, NodeSpec
+from testbed.linkfault import LinkFault
+from testbed.model import LabSpec, LinkSpec, NodeSpec
 
 #: Nothing of the caller's environment gets into a lab.
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
@@ -187,6 +189,7 @@ class NetnsLab:
     lifeline: int | None = None
     kind: str = "netns"
     nodes: Mapping[str, NetnsNode] = field(init=False)
+    link_faults: LinkFaults = field(init=False, default_factory=LinkFaults)
 
     def __post_init__(self) -> None:
         pid = self.record.holder.pid
@@ -211,6 +214,25 @@ class NetnsLab:
         """Keep facts about the lab for later commands."""
         self.record = replace(self.record, facts=self.record.facts | facts)
         self.record.save()
+
+    def fault(
+        self,
+        link: str,
+        *,
+        delay: float = 0.0,
+        jitter: float = 0.0,
+        loss: float = 0.0,
+        reorder: float = 0.0,
+        duplicate: float = 0.0,
+        corrupt: float = 0.0,
+        rate: float = 0.0,
+        down: bool = False,
+        towards: str = "",
+    ) -> contextlib.AbstractContextManager[LinkSpec]:
+        """Give a link a fault for as long as the block lasts; see `Lab.fault`."""
+        return fault(
+            self, link, LinkFault(delay, jitter, loss, reorder, duplicate, corrupt, rate, down=down, towards=towards)
+        )
 
     def detach(self) -> None:
         """Let the lab outlive this process."""
@@ -262,10 +284,11 @@ def open_lab(lab_id: str) -> NetnsLab:
 def bring_up(spec: LabSpec, *, progress: Progress | None = None) -> NetnsLab:
     """Make a lab from its model and check its wiring; it ends with this process until it is detached.
 
-    Raises LabError where a lab of that id is up already, something is missing on the host, or the wiring differs
-    from the model.
+    Raises LabError where a lab of that id is up already, something is missing on the host or in its kernel, or the
+    wiring differs from the model.
     """
     progress = progress or Quiet()
+    require_features(spec)
     with state.locked(spec.id):
         earlier = state.read_record(spec.id)
         if earlier and earlier.holder.alive:

@@ -65,29 +65,40 @@ def node_batch(lab: LabSpec, node: NodeSpec) -> str:
     """The `ip -batch` that a machine runs in its own namespace."""
     lines = ["link set lo up"]
     if node.loopback:
-        lines.append(f"addr add {node.loopback} dev lo")
+        lines.append(f"addr replace {node.loopback} dev lo")
     if node.loopback6:
-        lines.append(f"addr add {node.loopback6} dev lo")
+        lines.append(f"addr replace {node.loopback6} dev lo")
     if node.bridge_address:
         mac = lab_mac(lab.id, node.name, BRIDGE)
         lines.append(f"link add {BRIDGE} mtu {lab.mtu} address {mac} type bridge stp_state 0")
-        lines.append(f"addr add {node.bridge_address} dev {BRIDGE}")
+        lines.append(f"addr replace {node.bridge_address} dev {BRIDGE}")
         if node.bridge_address6:
-            lines.append(f"addr add {node.bridge_address6} dev {BRIDGE} nodad")
+            lines.append(f"addr replace {node.bridge_address6} dev {BRIDGE} nodad")
         lines.append(f"link set {BRIDGE} up")
     for iface in node.ifaces:
         if iface.bridge:
             lines.append(f"link set {iface.name} master {iface.bridge}")
         if iface.address:
-            lines.append(f"addr add {iface.address} brd + dev {iface.name}")
+            lines.append(f"addr replace {iface.address} brd + dev {iface.name}")
         if iface.address6:
-            lines.append(f"addr add {iface.address6} dev {iface.name} nodad")
+            lines.append(f"addr replace {iface.address6} dev {iface.name} nodad")
         lines.append(f"link set {iface.name} up")
     if node.gateway:
         lines.append(f"route add default via {node.gateway} dev {UNDERLAY}")
     if node.gateway6:
         lines.append(f"route add default via {node.gateway6} dev {UNDERLAY}")
     return "\n".join(lines) + "\n"
+
+
+def fault_batch(lab: LabSpec, node: NodeSpec) -> str:
+    """The `tc -batch` of a machine: what its topology's faults do to what it sends."""
+    faulty = [(link.fault, link.senders(link.fault)) for link in lab.links if link.fault]
+    return "".join(
+        f"qdisc replace dev {end.iface} root {' '.join(fault.netem())}\n"
+        for fault, ends in faulty
+        for end in ends
+        if end.node == node.name
+    )
 
 
 def node_plan(lab: LabSpec, node: NodeSpec) -> dict[str, Any]:
@@ -105,6 +116,7 @@ def node_plan(lab: LabSpec, node: NodeSpec) -> dict[str, Any]:
         "files": files,
         "sysctls": ROUTER_SYSCTLS if node.routes else NODE_SYSCTLS,
         "batch": node_batch(lab, node),
+        "faults": fault_batch(lab, node),
         "offloads": {iface.name: False for iface in node.ifaces},
         "daemons": list(FRR) if node.routes else [],
     }
