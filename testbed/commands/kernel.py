@@ -13,7 +13,7 @@ from testbed.console import Ticks
 from testbed.errors import Exit, LabError
 from testbed.guest.build import build as build_kernel
 from testbed.guest.build import describe
-from testbed.guest.kernels import obtain_kernel, ready_kernel
+from testbed.guest.kernels import WAYS, obtain_kernel, ready_kernel
 
 if TYPE_CHECKING:
     from testbed.guest.check import Checked
@@ -45,9 +45,19 @@ def path(as_json: bool) -> None:
         click.echo(found.path)
 
 
+_way = click.option(
+    "--way",
+    type=click.Choice(list(WAYS)),
+    default="",
+    show_default=False,
+    help="Which guest; else the first that works.",
+)
+
+
 @kernel.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
-def check(as_json: bool) -> int:
+@_way
+def check(as_json: bool, way: str) -> int:
     """Try in the guest all that backends and checks need, as root and as an ordinary user.
 
     Exits 0 if everything that could be tried works, 2 if not.
@@ -55,7 +65,7 @@ def check(as_json: bool) -> int:
     from testbed.guest.check import check as check_kernel
 
     progress = Ticks()
-    found = obtain_kernel(progress)
+    found = obtain_kernel(progress, way=way)
     with progress.step(f"Trying everything in the guest kernel {found.version}"):
         checked = check_kernel(found)
     if as_json:
@@ -97,12 +107,13 @@ def _print(checked: Checked) -> None:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="A folder that the command may write to for good; may be given several times.",
 )
+@_way
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def run(writable: tuple[Path, ...], command: tuple[str, ...]) -> int:
+def run(writable: tuple[Path, ...], way: str, command: tuple[str, ...]) -> int:
     """Run COMMAND in the guest, as its root; its exit code is this one's.
 
     It sees this machine's files. What it changes is gone at its end, but for the --writable folders.
     """
     from testbed.guest.run import run as run_in_guest
 
-    return run_in_guest(command, kernel=obtain_kernel(Ticks()).path, writable=writable)
+    return run_in_guest(command, kernel=obtain_kernel(Ticks(), way=way).path, writable=writable)

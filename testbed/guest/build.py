@@ -23,11 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.errors import LabError
-from testbed.guest.source import TESTED, Apt, GuestUnavailable, Source, unpack
+from testbed.guest.source import TESTED, GuestUnavailable, Source, fetch_source, unpack
 from testbed.labs import Progress, Quiet
 
 NEEDED_BYTES = 2 << 30
 """What a build takes in the cache folder while it runs; 14 MB of it stay."""
+
+FULL_BYTES = 16 << 20
+"""A build that fails with less than this left has filled the disk, whatever its compiler says."""
+
+MORE_SPACE = "free some space there, or set XDG_CACHE_HOME to a folder with more"
 
 OBJECTS = 1400
 """About how many files are compiled; only for telling how far a build is."""
@@ -51,10 +56,11 @@ HEADER = Path("/usr/include/stdio.h")
 class Kernel:
     """A guest kernel that can be booted."""
 
-    path: Path
+    path: Path  # a program; for QEMU the folder of all that it boots
     version: str
-    way: str  # "built", or "debian" for the package user-mode-linux
+    way: str  # "built", "given", "packaged" for Debian's user-mode-linux, or "qemu"
     built: str = ""  # from which source, by which compiler
+    lacks: tuple[str, ...] = ()  # features, as the feature probe calls them
 
 
 def cache_folder() -> Path:
@@ -65,6 +71,8 @@ def cache_folder() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(13, "it may not be written to", str(folder))
+        if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+            raise PermissionError(13, "it is mounted noexec, and a kernel is a program", str(folder))
     except (OSError, RuntimeError) as error:
         raise GuestUnavailable(
             f"there is no folder to keep a guest kernel in: {error}", hint="set XDG_CACHE_HOME to a folder of yours"
@@ -126,7 +134,7 @@ def require_space(folder: Path) -> None:
         raise GuestUnavailable(
             f"building the guest kernel takes {NEEDED_BYTES >> 20} MiB for a while, and {free >> 20} MiB are free",
             where=str(folder),
-            hint="free some space there, or set XDG_CACHE_HOME to a folder with more",
+            hint=MORE_SPACE,
         )
 
 
@@ -175,8 +183,8 @@ def find_built() -> Kernel | None:
 
 
 @contextmanager
-def _locked(folder: Path, progress: Progress) -> Iterator[None]:
-    """Hold the right to build; waits for whoever has it."""
+def locked(folder: Path, progress: Progress) -> Iterator[None]:
+    """Hold the right to change the cache; waits for whoever has it, and says so."""
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -198,7 +206,7 @@ def build(progress: Progress | None = None, *, again: bool = False) -> Kernel:
     progress = progress or Quiet()
     require_compiler()
     folder = cache_folder()
-    with _locked(folder, progress):
+    with locked(folder, progress):
         if not again and (kernel := find_built()):
             return kernel
         for stale in folder.glob(".building-*"):  # of a build that was killed: this one holds the lock
@@ -211,7 +219,7 @@ def build(progress: Progress | None = None, *, again: bool = False) -> Kernel:
             raise GuestUnavailable(
                 f"the guest kernel cannot be built: {error.strerror or error}",
                 where=str(folder),
-                hint="free some space there, or set XDG_CACHE_HOME to a folder with more",
+                hint=MORE_SPACE,
             ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -220,11 +228,7 @@ def build(progress: Progress | None = None, *, again: bool = False) -> Kernel:
 def _build_in(scratch: Path, folder: Path, progress: Progress) -> Kernel:
     fragment = configuration_folder() / "fragment"
     settings, built_by = fragment_settings(fragment.read_text()), compiler()
-    with progress.step("Looking for Debian's newest kernel source"):
-        apt = Apt(scratch / "apt")
-        source = apt.newest_source()
-    with progress.step(f"Fetching {source.package} {source.version}, 160 MB"):
-        package = apt.fetch(source)
+    source, package = fetch_source(scratch / "apt", progress)
     tree = scratch / "tree"
     with progress.step("Unpacking it"):
         unpack(package, source, tree)
@@ -258,19 +262,21 @@ def _build_in(scratch: Path, folder: Path, progress: Progress) -> Kernel:
     return Kernel(place / "linux", source.version, "built", _origin(facts))
 
 
-def _environment() -> dict[str, str]:
-    # Whatever somebody set for other builds stays out of this one.
-    names = ("PATH", "HOME", "TMPDIR")
-    kept = {name: os.environ[name] for name in names if name in os.environ}
-    return {**kept, "LC_ALL": "C.UTF-8", "KBUILD_BUILD_USER": "testbed", "KBUILD_BUILD_HOST": "testbed"}
+def _environment(tree: Path) -> dict[str, str]:
+    # Whatever somebody set for other builds stays out of this one; the compiler's own files go where there is space.
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    own = {"TMPDIR": str(tree.parent), "KBUILD_BUILD_USER": "testbed", "KBUILD_BUILD_HOST": "testbed"}
+    return {**kept, **own, "LC_ALL": "C.UTF-8"}
 
 
 def _failed(what: str, log: Path) -> LabError:
+    lines: list[str] = []
     with contextlib.suppress(OSError):
         lines = log.read_text(errors="replace").splitlines()
-        telling = [line for line in lines if re.search(r"error|Error|No space", line)] or lines
-        what += "\n" + "\n".join(telling[-8:])
-    return LabError(what, hint=f"all of its output is in {log}")
+    telling = [line for line in lines if re.search(r"error|Error|No space", line)] or lines
+    if "No space left on device" in "\n".join(lines) or shutil.disk_usage(log.parent).free < FULL_BYTES:
+        raise GuestUnavailable(f"{what}: the disk is full", where=str(log.parent), hint=MORE_SPACE)
+    return LabError("\n".join([what, *telling[-8:]]), hint=f"all of its output is in {log}")
 
 
 def _make(argv: list[str], tree: Path, log: Path, **variables: str) -> None:
@@ -278,7 +284,7 @@ def _make(argv: list[str], tree: Path, log: Path, **variables: str) -> None:
         done = subprocess.run(
             argv,
             cwd=tree,
-            env=_environment() | variables,
+            env=_environment(tree) | variables,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
@@ -308,7 +314,13 @@ def compile_kernel(tree: Path, log: Path, progress: Progress) -> None:
     argv += ["make", "ARCH=um", f"-j{jobs}", "linux"]  # which ends those that it started
     with log.open("a") as out, contextlib.ExitStack() as stack:
         process = subprocess.Popen(
-            argv, cwd=tree, env=_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=out, text=True
+            argv,
+            cwd=tree,
+            env=_environment(tree),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=out,
+            text=True,
         )
         stack.callback(_end, process)
         step = contextlib.ExitStack()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
+from testbed.errors import InputError, LabError
 from testbed.guest.build import Kernel, build, find_built
+from testbed.guest.packaged import find_packaged, obtain_packaged
 from testbed.guest.source import GuestUnavailable
 from testbed.labs import Progress, Quiet
 
@@ -25,35 +26,76 @@ def given() -> Kernel | None:
     return Kernel(Path(path).resolve(), "given", "given")
 
 
-def debian() -> Kernel | None:
-    """Debian's own user-mode-linux, older and slower, and without wireguard and nftables; None where it is missing."""
-    path = shutil.which("linux.uml")
-    if path is None:
-        return None
-    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
-    return Kernel(Path(path).resolve(), done.stdout.strip() or "unknown", "debian", "package user-mode-linux")
+def _uml(progress: Progress) -> Kernel:
+    return find_built() or build(progress)
 
 
-def ready_kernel() -> Kernel | None:
-    """The kernel that would be used, if it is there already; nothing is built."""
-    return given() or find_built() or debian()
+def _packaged(progress: Progress) -> Kernel:
+    return obtain_packaged(progress)
 
 
-def obtain_kernel(progress: Progress | None = None) -> Kernel:
-    """Return a guest kernel by the first way that works, building it where it was not before.
+WAYS: Mapping[str, Callable[[Progress], Kernel]] = {"uml": _uml, "packaged": _packaged}
+"""Each way to a guest kernel, the best first: built here, Debian's user-mode-linux, QEMU with Debian's kernel."""
 
-    Raises GuestUnavailable with what closes each of the ways, LabError where a build fails half-way.
+WORDS = {
+    "uml": "user-mode-linux, built from Debian's source",
+    "packaged": "Debian's package user-mode-linux",
+    "qemu": "QEMU with Debian's kernel",
+}
+
+
+def known_way(way: str) -> str:
+    """Check the name of a way. Raises InputError."""
+    if way not in WAYS:
+        raise InputError(f"{way!r} is no way to a guest kernel", where="--way", hint=f"one of {', '.join(WAYS)}")
+    return way
+
+
+def ready_kernel(needs: Collection[str] = ()) -> Kernel | None:
+    """The kernel that would be used, if it is there already; nothing is built or fetched."""
+    for find in (given, find_built, find_packaged):
+        kernel = find()
+        if kernel and not set(needs) & set(kernel.lacks):
+            return kernel
+    return None
+
+
+def obtain_kernel(progress: Progress | None = None, *, way: str = "", needs: Collection[str] = ()) -> Kernel:
+    """Return a guest kernel, by that way or else by the first that works, built or fetched where it was not before.
+
+    `needs` are features of the feature probe: a kernel that lacks one of them is not taken.
+    Raises GuestUnavailable with what closes each of the ways, InputError for a way that there is not.
     """
     progress = progress or Quiet()
-    kernel = given() or find_built()
-    if kernel:
+    if way:
+        return _with(WAYS[known_way(way)](progress), needs)
+    if kernel := given() or find_built():
+        return _with(kernel, needs)
+    faults: dict[str, LabError] = {}
+    for name, obtain in WAYS.items():
+        try:
+            kernel = _with(obtain(progress), needs)
+        except LabError as error:
+            faults[name] = error
+            continue
+        if faults:
+            with progress.step(f"Taking {WORDS[name]}, {kernel.version}: {_first_line(next(iter(faults.values())))}"):
+                pass
         return kernel
-    try:
-        return build(progress)
-    except GuestUnavailable as error:
-        packaged = debian()
-        if packaged is None:
-            hint = f"{error.hint}; or, for the runs that it can do, Debian's: apt-get install user-mode-linux"
-            raise GuestUnavailable(error.what, where=error.where, hint=hint) from error
-        with progress.step(f"Taking Debian's user-mode-linux {packaged.version}: {error.what.splitlines()[0]}"):
-            return packaged
+    lines = [f"{WORDS[name]}: {_first_line(error)}" for name, error in faults.items()]
+    hints = dict.fromkeys(error.hint for error in faults.values() if error.hint)
+    raise GuestUnavailable("\n".join(["there is no way to a guest kernel here", *lines]), hint="; or ".join(hints))
+
+
+def _with(kernel: Kernel, needs: Collection[str]) -> Kernel:
+    missing = [feature for feature in kernel.lacks if feature in needs]
+    if missing:
+        raise GuestUnavailable(
+            f"the guest kernel {kernel.version} ({kernel.built or kernel.path}) has no {', '.join(missing)}",
+            hint="`testbed kernel build` makes one that has everything",
+        )
+    return kernel
+
+
+def _first_line(error: LabError) -> str:
+    return error.what.splitlines()[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -11,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.errors import LabError
+from testbed.labs import Progress
 
 TESTED = ((7, 2), (7, 3))
 """The first and the last version of the kernel that the configuration is known to work with."""
 
-SUITE = "trixie-backports"
+SUITES = ("trixie-backports", "forky", "sid")
+"""Where a source is looked for, in this order: backports drops a version when the next one comes."""
+
 MIRROR_VARIABLE = "TESTBED_DEBIAN_MIRROR"
 KEYRINGS = (
     Path("/usr/share/keyrings/debian-archive-keyring.gpg"),
@@ -47,17 +51,16 @@ def series(package: str) -> tuple[int, ...]:
     return tuple(int(part) for part in found.groups()) if found else ()
 
 
-def newest(packages: Sequence[str]) -> str:
-    """The newest package of the tested range. Raises GuestUnavailable where the mirror has none."""
+def usable(packages: Sequence[str], suite: str) -> list[str]:
+    """The packages of the tested range, newest first. Raises GuestUnavailable where a suite has none."""
     known = sorted((series(name), name) for name in packages if series(name))
-    usable = [name for version, name in known if TESTED[0] <= version <= TESTED[1]]
-    if usable:
-        return usable[-1]
+    found = [name for version, name in reversed(known) if TESTED[0] <= version <= TESTED[1]]
+    if found:
+        return found
     first, last = (".".join(map(str, version)) for version in TESTED)
     there = ", ".join(name for _, name in known) or "no linux-source-* at all"
     raise GuestUnavailable(
-        f"the mirror's {SUITE} has no kernel source of version {first} to {last}, which this test-bed is tested with; "
-        f"it has {there}",
+        f"{suite} has no kernel source of version {first} to {last}, which this test-bed is tested with, but {there}",
         hint="a newer test-bed knows newer kernels; a guest kernel that was built before goes on working",
     )
 
@@ -99,16 +102,20 @@ def keyring() -> Path:
 class Apt:
     """apt with its lists, its cache and its configuration in a folder of ours."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, suite: str = SUITES[0], *, installed: bool = False) -> None:
+        """Of one suite of Debian; what is `installed` on this machine counts as there, else nothing does.
+
+        Raises GuestUnavailable where there is no mirror, or nothing to check its signatures by.
+        """
+        self.folder, self.suite = folder, suite
         for name in ("lists/partial", "cache/archives/partial", "etc"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / "status").touch()
-        (folder / "sources.list").write_text(f"deb [signed-by={keyring()}] {mirror()} {SUITE} main\n")
+        (folder / "sources.list").write_text(f"deb [signed-by={keyring()}] {mirror()} {suite} main\n")
         # Nothing of the machine's own apt: neither its sources nor its preferences, and no user of its own to be.
         settings = {
             "Dir::State": folder,
-            "Dir::State::status": folder / "status",
+            "Dir::State::status": "/var/lib/dpkg/status" if installed else folder / "status",
             "Dir::State::lists": folder / "lists",
             "Dir::Cache": folder / "cache",
             "Dir::Etc::sourcelist": folder / "sources.list",
@@ -145,28 +152,91 @@ class Apt:
         if done.returncode:
             said = "\n".join(line for line in done.stderr.splitlines() if line.startswith(("E:", "W:")))
             raise GuestUnavailable(
-                f"Debian's kernel source cannot be had: `{' '.join(argv[:2])}` failed\n{said[-1500:]}".rstrip(),
+                f"nothing can be had from Debian's mirror: `{' '.join(argv[:2])}` failed\n{said[-1500:]}".rstrip(),
                 hint=f"is the network there? {MIRROR_VARIABLE} names another mirror",
             )
         return done.stdout
 
-    def newest_source(self) -> Source:
-        """Look at the mirror, and return the newest source of the tested range. Raises GuestUnavailable."""
+    def update(self) -> None:
+        """Fetch the mirror's lists. Raises GuestUnavailable."""
         self.run("apt-get", "update", "-qq", "-o", "APT::Update::Error-Mode=any")
-        listed = self.run("apt-cache", "search", "--names-only", r"^linux-source-[0-9.]+$")
-        package = newest([line.split(" ", 1)[0] for line in listed.splitlines()])
+
+    def shown(self, package: str, key: str) -> str:
+        """What the mirror's lists say of a package; "" where they do not. Raises GuestUnavailable without it."""
         shown = self.run("apt-cache", "show", "--no-all-versions", package)
-        version = next(line.partition(": ")[2] for line in shown.splitlines() if line.startswith("Version: "))
-        return Source(package, version)
+        said = (line.partition(": ")[2] for line in shown.splitlines() if line.startswith(f"{key}: "))
+        return next(said, "")
+
+    def sources(self) -> list[Source]:
+        """Look at the mirror, and return the sources of the tested range, newest first. Raises GuestUnavailable."""
+        self.update()
+        listed = self.run("apt-cache", "search", "--names-only", r"^linux-source-[0-9.]+$")
+        packages = usable([line.split(" ", 1)[0] for line in listed.splitlines()], self.suite)
+        return [Source(package, self.shown(package, "Version")) for package in packages]
+
+    def download(self, package: str, version: str = "") -> Path:
+        """Download a package, its signature checked by apt; returns the file. Raises GuestUnavailable."""
+        archives = self.folder / "cache" / "archives"
+        self.run("apt-get", "download", f"{package}={version}" if version else package, cwd=archives)
+        found = sorted(archives.glob(f"{package}_*.deb"))
+        if not found:
+            raise GuestUnavailable(f"apt-get downloaded no {package}", hint="try again")
+        return found[-1]
 
     def fetch(self, source: Source) -> Path:
-        """Download a source package, its signature checked by apt; returns the file. Raises GuestUnavailable."""
-        archives = self.folder / "cache" / "archives"
-        self.run("apt-get", "download", f"{source.package}={source.version}", cwd=archives)
-        found = sorted(archives.glob(f"{source.package}_*.deb"))
-        if not found:
-            raise GuestUnavailable(f"apt-get downloaded no {source.package}", hint="try again")
-        return found[-1]
+        """Download a source package. Raises GuestUnavailable."""
+        return self.download(source.package, source.version)
+
+
+def debian_suites() -> tuple[str, ...]:
+    """Where packages of programs that run on this machine come from: its own release, then the oldest known to do."""
+    try:
+        system = platform.freedesktop_os_release()
+    except OSError:
+        system = {}
+    own = [system["VERSION_CODENAME"]] if system.get("ID") == "debian" and "VERSION_CODENAME" in system else []
+    return tuple(dict.fromkeys([*own, "bookworm"]))
+
+
+def unpack_package(package: Path, folder: Path) -> None:
+    """Unpack a package's files into a folder. Raises GuestUnavailable."""
+    folder.mkdir(exist_ok=True)
+    try:
+        done = subprocess.run(["dpkg-deb", "-x", package, folder], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise GuestUnavailable("dpkg-deb is missing", hint="run it on Debian or Ubuntu") from None
+    if done.returncode:
+        raise GuestUnavailable(
+            f"{package.name} cannot be unpacked\n{done.stderr.strip()[-500:]}",
+            where=str(folder),
+            hint="free some space there, try again",
+        )
+
+
+def fetch_source(folder: Path, progress: Progress) -> tuple[Source, Path]:
+    """Download the newest source of the tested range that can be had; returns it and its package.
+
+    Raises GuestUnavailable, where none can, with what closes each of the ways.
+    """
+    faults: list[GuestUnavailable] = []
+    keyring(), mirror()  # without these no suite can be had
+    for suite in SUITES:
+        try:
+            with progress.step(f"Looking for Debian's newest kernel source in {suite}"):
+                apt = Apt(folder / suite, suite)
+                sources = apt.sources()
+        except GuestUnavailable as error:
+            faults.append(error)
+            continue
+        for source in sources:
+            try:
+                with progress.step(f"Fetching {source.package} {source.version}, 160 MB"):
+                    return source, apt.fetch(source)
+            except GuestUnavailable as error:
+                faults.append(error)
+    raise GuestUnavailable(
+        "no kernel source can be had\n" + "\n".join(dict.fromkeys(fault.what for fault in faults)), hint=faults[0].hint
+    )
 
 
 #: What a guest kernel's build never reads, by pattern: half of the source's size.

@@ -9,16 +9,18 @@ import platform
 import shutil
 import threading
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from testbed.errors import LabError
+from testbed import doctor
+from testbed.errors import InputError, LabError
 from testbed.guest import build, kernels
+from testbed.guest.features import SYMBOLS, lacking_features
 from testbed.guest.source import GuestUnavailable, Source
-from testbed.labs import Quiet
+from testbed.labs import Progress, Quiet
 
 SOURCE = Source("linux-source-7.2", "7.2.12-1~bpo13+1")
 SETTINGS = build.fragment_settings((build.configuration_folder() / "fragment").read_text())
@@ -206,16 +208,39 @@ def test_a_build_that_fails_shows_the_compiler_s_words(tmp_path: Path) -> None:
     assert str(tmp_path / "log") in raised.value.hint
 
 
-def test_the_next_way_is_tried_and_both_are_told(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unavailable(*_: object) -> build.Kernel:
-        raise GuestUnavailable("no compiler", hint="install one")
+def test_the_next_way_is_tried_and_every_one_is_told(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(what: str, hint: str) -> Callable[[Progress], build.Kernel]:
+        def way(_: Progress) -> build.Kernel:
+            raise GuestUnavailable(what, hint=hint)
 
-    monkeypatch.setattr(kernels, "build", unavailable)
-    monkeypatch.setattr(kernels, "debian", lambda: None)
+        return way
+
+    ways = {"uml": closed("no compiler", "install one"), "packaged": closed("no mirror", "name one")}
+    monkeypatch.setattr(kernels, "WAYS", ways)
     with pytest.raises(GuestUnavailable) as raised:
         kernels.obtain_kernel()
-    assert "install one" in raised.value.hint
-    assert "user-mode-linux" in raised.value.hint
-    packaged = build.Kernel(Path("/usr/bin/linux.uml"), "6.1", "debian")
-    monkeypatch.setattr(kernels, "debian", lambda: packaged)
+    for words in ("no compiler", "no mirror"):
+        assert words in raised.value.what
+    assert raised.value.hint == "install one; or name one"
+    packaged = build.Kernel(Path("/usr/bin/linux.uml"), "6.1", "packaged", lacks=("wireguard",))
+    monkeypatch.setattr(kernels, "WAYS", ways | {"packaged": lambda _: packaged})
     assert kernels.obtain_kernel() == packaged
+    assert kernels.obtain_kernel(needs=["vxlan"]) == packaged
+    with pytest.raises(GuestUnavailable, match="has no wireguard"):
+        kernels.obtain_kernel(needs=["wireguard", "vxlan"])
+    with pytest.raises(GuestUnavailable, match="no compiler"):
+        kernels.obtain_kernel(way="uml")
+    with pytest.raises(InputError, match="vmware"):
+        kernels.obtain_kernel(way="vmware")
+
+
+def test_what_a_configuration_lacks_is_told_as_features() -> None:
+    whole = "".join(f"CONFIG_{symbol}=m\n" for symbol in build.must_have())
+    assert lacking_features(whole) == ()
+    assert lacking_features(whole.replace("CONFIG_WIREGUARD=m", "# CONFIG_WIREGUARD is not set")) == ("wireguard",)
+    assert {"iptables_nft", "nftables"} <= set(lacking_features(whole.replace("CONFIG_NF_TABLES=m\n", "")))
+
+
+def test_every_feature_is_known_by_symbols_that_are_checked() -> None:
+    assert set(SYMBOLS) >= set(doctor._FEATURES)
+    assert {symbol for symbols in SYMBOLS.values() for symbol in symbols} <= set(build.must_have())

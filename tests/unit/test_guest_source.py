@@ -10,6 +10,7 @@ import pytest
 
 from testbed.guest import source
 from testbed.guest.source import GuestUnavailable, Source
+from testbed.labs import Quiet
 
 
 def programs(monkeypatch: pytest.MonkeyPatch, folder: Path, **scripts: str) -> None:
@@ -32,14 +33,14 @@ def keyring(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_the_newest_tested_version_is_taken() -> None:
     names = ["linux-source-7.3", "linux-source-7.10", "linux-source-7.2", "linux-source-6.12", "linux-source"]
-    assert source.newest(names) == "linux-source-7.3"
+    assert source.usable(names, "sid") == ["linux-source-7.3", "linux-source-7.2"]
 
 
 @pytest.mark.parametrize("names", [[], ["linux-source-6.12"], ["linux-source-7.10", "linux-source-8.0"]])
 def test_an_untested_version_is_named_and_not_taken(names: list[str]) -> None:
     with pytest.raises(GuestUnavailable) as raised:
-        source.newest(names)
-    assert all(name in str(raised.value) for name in names)
+        source.usable(names, "sid")
+    assert all(name in str(raised.value) for name in ["sid", *names])
     assert raised.value.hint
 
 
@@ -84,7 +85,7 @@ def test_apt_trusts_the_keyring_alone_and_touches_nothing_of_the_machine(
     monkeypatch.setenv(source.MIRROR_VARIABLE, "http://m.test/debian")
     apt = source.Apt(tmp_path / "apt")
     listed = (tmp_path / "apt" / "sources.list").read_text()
-    assert listed == f"deb [signed-by={keyring}] http://m.test/debian {source.SUITE} main\n"
+    assert listed == f"deb [signed-by={keyring}] http://m.test/debian {source.SUITES[0]} main\n"
     dumped = subprocess.run(["apt-config", "dump"], env=apt.environment, capture_output=True, text=True, check=False)
     if dumped.returncode == 0:
         found = dict(line.rstrip(";").split(" ", 1) for line in dumped.stdout.splitlines() if '"' in line)
@@ -100,8 +101,53 @@ def test_a_failing_apt_is_told_with_its_words_and_a_cure(
     programs(monkeypatch, tmp_path / "bin", apt_get="echo 'E: Failed to fetch x  404  Not Found' >&2; exit 100")
     apt.environment["PATH"] = str(tmp_path / "bin")
     with pytest.raises(GuestUnavailable) as raised:
-        apt.newest_source()
+        apt.sources()
     assert "404  Not Found" in str(raised.value)
+    assert source.MIRROR_VARIABLE in raised.value.hint
+
+
+APT_GET = """case "$*" in
+*update*) grep -q {listed} "$(dirname "$APT_CONFIG")/sources.list" || {{ echo "E: no Release" >&2; exit 100; }} ;;
+*download*{there}=*) touch "${{2%=*}}_1_all.deb" ;;
+*) echo 'E: 404  Not Found' >&2; exit 100 ;;
+esac"""
+APT_CACHE = """case "$*" in
+*search*) echo 'linux-source-7.2 - x'; echo 'linux-source-7.3 - x' ;;
+*show*) echo 'Version: 7.9-1' ;;
+esac"""
+
+
+@pytest.mark.parametrize(
+    ("listed", "there", "suite", "package"),
+    [
+        ("trixie-backports", "7.3", "trixie-backports", "linux-source-7.3"),
+        ("trixie-backports", "7.2", "trixie-backports", "linux-source-7.2"),
+        ("sid", "7.3", "sid", "linux-source-7.3"),
+    ],
+)
+@pytest.mark.usefixtures("keyring")
+def test_where_a_package_is_gone_the_next_of_the_tested_range_is_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, listed: str, there: str, suite: str, package: str
+) -> None:
+    monkeypatch.setenv(source.MIRROR_VARIABLE, "http://m.test/debian")
+    tools = tmp_path / "bin"
+    for tool in ("grep", "dirname", "touch"):
+        tools.mkdir(exist_ok=True)
+        (tools / tool).symlink_to(str(shutil.which(tool)))
+    programs(monkeypatch, tools, apt_get=APT_GET.format(listed=listed, there=there), apt_cache=APT_CACHE)
+    found, file = source.fetch_source(tmp_path / "apt", Quiet())
+    assert (found.package, found.version) == (package, "7.9-1")
+    assert file.is_relative_to(tmp_path / "apt" / suite)
+    assert file.exists()
+
+
+@pytest.mark.usefixtures("keyring")
+def test_where_every_source_is_gone_all_is_told_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(source.MIRROR_VARIABLE, "http://m.test/debian")
+    programs(monkeypatch, tmp_path / "bin", apt_get="echo 'E: 404  Not Found' >&2; exit 100")
+    with pytest.raises(GuestUnavailable) as raised:
+        source.fetch_source(tmp_path / "apt", Quiet())
+    assert str(raised.value).count("404  Not Found") == 1
     assert source.MIRROR_VARIABLE in raised.value.hint
 
 
