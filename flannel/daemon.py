@@ -18,7 +18,7 @@ from flannel import __version__, cli, log, netconf, subnetenv
 from flannel.backends.base import Backend, BackendError
 from flannel.backends.choice import make_backend as make_backend
 from flannel.health import HealthError, HealthServer
-from flannel.interface import InterfaceError, Wanted, choose
+from flannel.interface import External, InterfaceError, Wanted, choose
 from flannel.kernel import rtnl
 from flannel.kernel.monitor import Monitor
 from flannel.kernel.netlink import Netlink
@@ -87,6 +87,7 @@ class Daemon:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping = False
         self._serving = False
+        self.start_anew = False  # instead of an end
         self._store: Store | None = None
         self._backend: Backend | None = None
         self._rules: list[Keeper] = []
@@ -153,10 +154,11 @@ class Daemon:
         netlink = Netlink()
         remembered = store.remembered()
         public_ip, public_ip6 = remembered.public_ip or options.public_ip, remembered.public_ip6 or options.public_ipv6
-        external = choose(netlink, Wanted(
+        wanted = Wanted(
             options.iface, options.iface_regex, options.iface_can_reach, public_ip, public_ip6,
             conf.enable_ipv6,
-        ))  # fmt: skip
+        )  # fmt: skip
+        external = choose(netlink, wanted)
         previous = subnetenv.read(options.subnet_file)
         recorded = Recorded(options.subnet_file + ".state")
         recorded.published = remembered.attrs
@@ -175,6 +177,7 @@ class Daemon:
         reconciler = Reconciler(
             netlink, backend, external, conf.network, lease.subnet, recorded,
             network6=conf.ipv6_network, own6=lease.subnet6, blackhole=options.ip_blackhole_route, grace=self._grace,
+            choose_again=lambda: self._choose_again(netlink, wanted),
         )  # fmt: skip
         self._write_subnet_env(conf, lease, backend)
         log.info("Running backend.")
@@ -199,6 +202,14 @@ class Daemon:
                 raise Failure("EnableIPv4: IPv6 alone is not supported yet; use both, or IPv4 alone")
             log.info(f"Found network config - Backend type: {conf.backend_type}")
             return conf
+
+    def _choose_again(self, netlink: Netlink, wanted: Wanted) -> External:
+        """Choose the external interface once more: its address has changed."""
+        external = choose(netlink, wanted)
+        if self._backend is not None and not self._backend.moves:
+            log.warning(f"{self._backend.name} cannot take up another address while it runs: starting anew")
+            self.start_anew = self._stopping = True
+        return external
 
     def _check_host(self, conf: netconf.NetConf) -> None:
         for version, name in _BRIDGE_SWITCHES.items():
@@ -395,6 +406,9 @@ def main(
     # The name is only for those who look at processes.
     with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:
         file.write("flanneld")
-    code = Daemon(options, make_store, grace=grace).run()
+    daemon = Daemon(options, make_store, grace=grace)
+    code = daemon.run()
     sys.stderr.flush()
+    if daemon.start_anew:
+        os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - there is no shell to want
     os._exit(code)  # threads that wait for a store or a client must not hold up the end

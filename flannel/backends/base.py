@@ -56,12 +56,14 @@ class Facts(NamedTuple):
 class Backend:
     """One way of reaching other nodes' pods; what it does not say is nothing.
 
-    `asks_routes`: its answers depend on how the kernel reaches a peer.
+    `asks_routes`: its answers depend on how the kernel reaches a peer. `moves`: `device` takes up a changed address of
+    the external interface; without that the daemon starts anew.
     """
 
     name = ""
     mtu = 0
     asks_routes = False
+    moves = False
 
     @property
     def devices(self) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from flannel import log
 from flannel.backends.base import Backend, BackendError, Facts, Ignored, Wants
 from flannel.interface import External
-from flannel.kernel.rtnl import METRIC6, UNICAST, Route
+from flannel.kernel.netlink import Netlink
+from flannel.kernel.rtnl import METRIC6, UNICAST, Link, Route
 from flannel.lease import Lease, LeaseAttrs
 from flannel.netconf import NetConf, unread_keys
 
@@ -14,17 +15,26 @@ class HostGwBackend(Backend):
     """See flannel-behaviour.md, section 3.2."""
 
     name = "host-gw"
+    moves = True
 
     def __init__(self, conf: NetConf, external: External) -> None:
+        self._take_up(external)
+        for note in unread_keys(conf, ()):
+            log.warning(note)
+        self.mtu = external.mtu
+
+    def _take_up(self, external: External) -> None:
         if external.public != external.address:
             raise BackendError(
                 f"host-gw sends pods' packets to the peers' own addresses: the external address {external.public} must "
                 f"be the one of {external.name}, {external.address}, so it does not work across NAT"
             )
-        for note in unread_keys(conf, ()):
-            log.warning(note)
-        self.mtu = external.mtu
         self._attrs = LeaseAttrs(external.public, "host-gw", public_ip6=external.public6)
+
+    def device(self, netlink: Netlink, external: External) -> Link | None:
+        """There is none; the address may be another one by now."""
+        self._take_up(external)
+        return None
 
     def attrs(self) -> LeaseAttrs:
         """What is published with the lease."""

@@ -24,6 +24,7 @@ class IpipBackend(Backend):
     """See flannel-behaviour.md, section 3.3."""
 
     name = "ipip"
+    moves = True
 
     def __init__(self, conf: NetConf, external: External) -> None:
         self._network = conf.network

@@ -28,6 +28,7 @@ class VxlanBackend(Backend):
     """See flannel-behaviour.md, section 3.1."""
 
     name = "vxlan"
+    moves = True
 
     def __init__(self, conf: NetConf, external: External) -> None:
         self._network = conf.network

@@ -41,6 +41,7 @@ class WireguardBackend(Backend):
     """See flannel-behaviour.md, section 3.5. The devices outlive the daemon, as vxlan's do."""
 
     name = "wireguard"
+    moves = True
 
     def __init__(self, conf: NetConf, external: External) -> None:
         self._networks: dict[int, IPv4Network | IPv6Network] = {4: conf.network}
