@@ -9,6 +9,7 @@ from testbed.fixtures import Facts, Path, Paths
 from testbed.labs.base import Node
 from testbed.nodes.deploy import Cluster
 from testbed.probes.capture import Window
+from testbed.probes.encrypted import encrypted
 from testbed.probes.flows import Nonce, ping
 from testbed.probes.wireguard import read_wireguard
 
@@ -67,17 +68,13 @@ def test_nothing_in_clear_leaves_the_node(path: Path, cluster: Cluster, window: 
     assert answer.lost == 0, answer.output
     plain = ping(path.source_node, path.target_node.spec.ip, nonce=control)
     assert plain.lost == 0, plain.output
-    for nic in (path.source_nic, path.target_nic):
-        window.absent(nic, nonce, control=control)
+    for wire in path.wires:
+        window.absent(wire, nonce, control=control)
         for pod in path.pods:
-            clear = window.everything(nic, pod.address.packed)
-            assert not clear, f"{nic}: {len(clear)} packets with the address of {pod.name} in them"
-    if cluster.flannel.port is not None:
-        addresses = {path.source_node.spec.ip, path.target_node.spec.ip}
-        sent = window.everything(path.source_nic, path.source_node.spec.ip.packed)
-        carried = [p for p in sent if p.udp and p.udp.dport == cluster.flannel.port]
-        between = [p for p in carried if p.ip and {p.ip.src, p.ip.dst} == addresses]
-        assert len(between) >= 6, f"{len(between)} packets to port {cluster.flannel.port} for 3 pings"
+            clear = window.everything(wire, pod.address.packed)
+            assert not clear, f"{wire}: {len(clear)} packets with the address of {pod.name} in them"
+        carried = encrypted(cluster, path, window, wire)
+        assert len(carried) >= 6, f"{wire}: {len(carried)} encrypted packets for 3 pings"
 
 
 def public_key(cluster: Cluster, node: Node) -> str:

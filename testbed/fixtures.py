@@ -15,6 +15,7 @@ from testbed.deadline import Deadline
 from testbed.errors import LabBusyError, LabError, TestbedError
 from testbed.labs import Quiet
 from testbed.labs.base import Node, Place
+from testbed.model import LinkEnd
 from testbed.probes.capture import Captures, Target, Window
 from testbed.probes.iproute import Link, State, read_state
 from testbed.probes.packets import Tunnel
@@ -39,6 +40,7 @@ class Path:
     address: IPv4Address  # the target's
     source_node: Node
     target_node: Node
+    wires: tuple[str, str] = ("", "")  # where to look for what both nodes' links carry, see `wire_of`
 
     @property
     def source_nic(self) -> str:
@@ -165,6 +167,20 @@ class Facts:
         return self.cluster.lab.spec.node(node).ip
 
 
+def wire_of(cluster: Cluster, node: str) -> str:
+    """Where to look for what a node's underlay link carries, as captures name it.
+
+    The node's own interface, but for ipsec: there the kernel shows what it has decrypted on that interface once more,
+    so it is the interface at the other end of the cable.
+    """
+    spec = cluster.lab.spec
+    own = LinkEnd(node, spec.node(node).underlay.name)
+    if cluster.flannel.backend.type != "ipsec":
+        return str(own)
+    ends = next((link.a, link.b) for link in spec.links if own in (link.a, link.b))
+    return str(ends[1] if ends[0] == own else ends[0])
+
+
 def tunnel_of(cluster: Cluster) -> Tunnel:
     """How the cluster's packets are encapsulated."""
     kind = cluster.flannel.backend.type
@@ -182,6 +198,10 @@ def capture_targets(cluster: Cluster, facts: Facts) -> list[Target]:
             for name in dict.fromkeys(names)
             if name and facts.node(member.name).link(name) is not None
         ]
+        far = wire_of(cluster, member.name)
+        if far not in {target.name for target in found}:
+            machine, _, iface = far.partition(":")
+            found.append(Target(far, cluster.lab.node(machine), iface))
     for pod in cluster.pods.values():
         found.append(Target(f"{pod.name}:eth0", pod.node, "eth0", pod.netns))
         veth = facts.host_veth(pod).name
@@ -279,6 +299,7 @@ def resolve(cluster: Cluster, spec: PathSpec) -> Path:
     source = cluster.pods[spec.source]
     if spec.target in cluster.pods:
         pod = cluster.pods[spec.target]
-        return Path(spec.kind, source, pod, pod.address, source.node, pod.node)
+        wires = wire_of(cluster, source.node.name), wire_of(cluster, pod.node.name)
+        return Path(spec.kind, source, pod, pod.address, source.node, pod.node, wires)
     node = cluster.lab.node(spec.target)
     return Path(spec.kind, source, node, cluster.lab.spec.node(spec.target).ip, source.node, node)

@@ -112,7 +112,7 @@ BACKENDS: Mapping[str, Backend] = {
         Backend("ipip_direct", "ipip", direct=True, implemented=True),
         Backend("udp", "udp", implemented=True),
         Backend("wireguard", "wireguard", implemented=True),
-        Backend("ipsec", "ipsec"),
+        Backend("ipsec", "ipsec", implemented=True),
         Backend("dual_stack", "vxlan", dual=True, implemented=True),
     )
 }

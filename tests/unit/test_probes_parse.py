@@ -15,6 +15,7 @@ from testbed.probes.flows import HttpReply, parse_ping
 from testbed.probes.iproute import documents, parse_ss, parse_state
 from testbed.probes.rules import NftChain, parse_nft_table, parse_save
 from testbed.probes.wireguard import parse_dump
+from testbed.probes.xfrm import Association, Policy, parse_associations, parse_policies
 
 LINKS = [
     {
@@ -236,3 +237,48 @@ def test_a_wireguard_device_and_its_peers() -> None:
     for broken in ("", "a\tb\tc\n", text.replace("1000", "soon")):
         with pytest.raises(LabError):
             parse_dump(broken, "node", 0.0)
+
+
+POLICIES = """\
+src 10.244.2.0/24 dst 10.244.1.0/24 
+\tdir in priority 0 ptype main 
+\ttmpl src 192.168.50.2 dst 192.168.50.1
+\t\tproto esp reqid 11 mode tunnel
+\t\tlevel use 
+src 10.244.1.0/24 dst 10.244.2.0/24 
+\tdir out priority 0 ptype main 
+\ttmpl src 192.168.50.1 dst 192.168.50.2
+\t\tproto esp reqid 11 mode tunnel
+src 0.0.0.0/0 dst 0.0.0.0/0 
+\tsocket in priority 0 ptype main 
+"""  # noqa: W291
+STATES = """\
+src 192.168.50.1 dst 192.168.50.2
+\tproto esp spi 0xc7a1b2c3 reqid 11 mode tunnel
+\treplay-window 0 flag af-unspec
+\taead rfc4106(gcm(aes)) 0x00 128
+\tencap type espinudp sport 4500 dport 4500 addr 0.0.0.0
+\tanti-replay context: seq 0x0, oseq 0x5, bitmap 0x00000000
+src 192.168.50.2 dst 192.168.50.1
+\tproto esp spi 0x00000000 reqid 11 mode tunnel
+\treplay-window 0 
+\tsel src 10.244.2.2/32 dst 10.244.1.2/32 
+src 192.168.50.2 dst 192.168.50.1
+\tproto esp spi 0x00000102 reqid 12 mode transport
+\treplay-window 32
+"""  # noqa: W291
+
+
+def test_ipsec_s_policies_and_associations() -> None:
+    here, there = IPv4Address("192.168.50.1"), IPv4Address("192.168.50.2")
+    own, peer = IPv4Network("10.244.1.0/24"), IPv4Network("10.244.2.0/24")
+    assert parse_policies(POLICIES) == (
+        Policy("in", peer, own, there, here, "esp", 11, "tunnel", optional=True),
+        Policy("out", own, peer, here, there, "esp", 11, "tunnel"),
+    )
+    assert parse_associations(STATES) == (
+        Association(here, there, "esp", 0xC7A1B2C3, 11, "tunnel", encap=True),
+        Association(there, here, "esp", 0x102, 12, "transport", encap=False),
+    )
+    assert parse_policies("") == ()
+    assert parse_associations("") == ()

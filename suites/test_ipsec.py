@@ -1,0 +1,90 @@
+"""IPS: the policies, the associations, what is on the wire, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+from testbed.checks import check, inconclusive
+from testbed.deadline import Deadline
+from testbed.fixtures import Facts, Paths
+from testbed.flannelspec import TEST_PSK
+from testbed.nodes.deploy import FLANNELD, Cluster
+from testbed.nodes.store import EtcdLeases
+from testbed.probes.capture import Window
+from testbed.probes.encrypted import ESP, encrypted
+from testbed.probes.flows import Nonce, ping
+from testbed.probes.xfrm import Policy, read_associations, read_policies
+
+REQID = 11
+#: charon needs so long at most to agree on keys with every peer, on a slow machine.
+AGREED_SECONDS = 30.0
+OTHER_PREFIX = "/ips-03/network"
+REFUSED_SECONDS = 20.0
+
+
+@check("IPS-01")
+def test_three_policies_a_peer_and_associations_both_ways(cluster: Cluster, facts: Facts) -> None:
+    """Out, in and forward: tunnel mode, ESP, flannel's reqid; keys agreed on in both directions. Source: src."""
+    spec = cluster.lab.spec
+
+    def look() -> None:
+        for node in cluster.members:
+            own, here = cluster.pod_cidr(node.name), node.spec.ip
+            wanted, ways = set(), set()
+            for peer, cidr in facts.peers(node.name).items():
+                there = spec.node(peer).ip
+                wanted.add(Policy("out", own, cidr, here, there, "esp", REQID, "tunnel"))
+                wanted |= {Policy(way, cidr, own, there, here, "esp", REQID, "tunnel") for way in ("in", "fwd")}
+                ways |= {(here, there), (there, here)}
+            found = read_policies(node)
+            assert set(found) == wanted, f"{node.name}: {found}"
+            assert len(found) == len(wanted), f"{node.name}: {found}"
+            states = read_associations(node)
+            udp = bool(cluster.flannel.backend_keys.get("UDPEncap"))
+            assert {(s.protocol, s.reqid, s.mode, s.encap) for s in states} <= {("esp", REQID, "tunnel", udp)}
+            assert {(s.near, s.far) for s in states} == ways, f"{node.name}: {states}"
+
+    facts.eventually(look, seconds=AGREED_SECONDS)
+
+
+@check("IPS-02")
+def test_only_esp_on_the_wire(paths: Paths, cluster: Cluster, facts: Facts, window: Window) -> None:
+    """All that two nodes send each other for their pods is ESP, or in UDP where that is asked for. Source: src."""
+    path = paths.take("XS")
+    between = {path.source_node.spec.ip, path.target_node.spec.ip}
+    nonce, control = Nonce.new(), Nonce.new()
+    answer = ping(path.source, path.address, nonce=nonce, count=5)
+    assert answer.lost == 0, answer.output
+    ping(path.source_node, path.target_node.spec.ip, nonce=control)
+    for wire in path.wires:
+        window.absent(wire, nonce, control=control)
+        carried = encrypted(cluster, path, window, wire)
+        assert len(carried) >= 10, f"{wire}: {len(carried)} encrypted packets for 5 pings"
+        assert {frozenset({p.ip.src, p.ip.dst}) for p in carried if p.ip} == {frozenset(between)}
+        protocols = {p.ip.proto for p in carried if p.ip}
+        assert protocols == {17 if cluster.flannel.port else ESP}, f"{wire}: protocols {protocols}"
+    for node in (path.source_node, path.target_node):
+        mtu = cluster.subnet_env(node.name)["FLANNEL_MTU"]
+        assert mtu == str(facts.mtu(node.name)), f"{node.name}: FLANNEL_MTU is {mtu}"
+
+
+@check("IPS-03")
+def test_a_short_key_is_refused(cluster: Cluster) -> None:
+    """flanneld ends, and says why without the key. Source: src."""
+    store, node = cluster.store, cluster.members[-1]
+    if not isinstance(store, EtcdLeases):
+        inconclusive("a second configuration needs etcd")
+    short = TEST_PSK[:95]
+    conf = {**cluster.flannel.net_conf, "Backend": {"Type": "ipsec", "PSK": short}}
+    store.etcd.put(f"{OTHER_PREFIX}/config", json.dumps(conf))
+    argv = [FLANNELD, f"--etcd-endpoints={store.etcd.endpoint}", f"--etcd-prefix={OTHER_PREFIX}"]
+    deadline = Deadline(REFUSED_SECONDS)
+    done = node.run(
+        ["timeout", f"{REFUSED_SECONDS:.0f}", *argv, "--subnet-file=/run/flannel/ips-03.env"],
+        check=False, timeout=REFUSED_SECONDS + 10,
+    )  # fmt: skip
+    assert not deadline.passed, f"it runs with a key of {len(short)} characters"
+    assert done.rc == 1, f"exit status {done.rc}: {done.stderr[-300:]}"
+    assert "password is too short" in done.stderr, done.stderr[-500:]
+    assert short not in done.stderr
+    assert not store.etcd.under(f"{OTHER_PREFIX}/subnets/")
