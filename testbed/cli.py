@@ -33,6 +33,8 @@ COMMANDS = {
     "down": "Remove a lab, and check that nothing of it is left.",
     "doctor": "Tell what this machine lacks, with the cure and its cost.",
     "kernel": "Build, find, check and use the guest kernel.",
+    "engine": "Start or remove a private Docker engine, for labs of containers.",
+    "images": "List, make or export the container images of a lab's machines.",
     "render": "Write a lab for containerlab, FRR, kind and kubectl.",
     "checks": "List the catalogue of checks, and what is implemented.",
 }

@@ -15,7 +15,7 @@ KERNELS = ("host", "guest", "auto")
 RULES = ("iptables-nft", "iptables-legacy", "nftables")
 STORES = ("etcd", "kubernetes")
 
-LABS_HERE, STORES_HERE, RULES_HERE = ("netns",), STORES, RULES
+LABS_HERE, STORES_HERE, RULES_HERE = ("netns", "clab"), STORES, RULES
 """What works today; the rest is refused with that reason."""
 
 IN_GUEST = "TESTBED_GUEST"

@@ -44,6 +44,8 @@ class Images:
     flannel: str = "flannel/flannel:v0.28.9"
     cni_plugin: str = "flannel/flannel-cni-plugin:v1.9.1-flannel1"
     workload: str = "wbitt/network-multitool"
+    binds: tuple[str, ...] = ()
+    """What a machine of the first two sees of the host, as containerlab writes it."""
 
 
 def render_frr(spec: NodeSpec, lab: LabSpec) -> dict[str, str]:
@@ -187,6 +189,24 @@ def render_workloads(lab: LabSpec, flannel: FlannelSpec, images: Images) -> str:
     )
 
 
+def render_lab(lab: LabSpec, images: Images) -> dict[str, str]:
+    """The files that containerlab deploys a lab from, by their path in one folder.
+
+    Raises LabError where one does not say what the model says.
+    """
+    files = {CLAB: render_clab(lab, images), **_frr_files(lab)}
+    rendered.check_clab(files[CLAB], lab, {}, UNDERLAY)
+    return files
+
+
+def _frr_files(lab: LabSpec) -> dict[str, str]:
+    files = {}
+    for router in (node for node in lab.nodes if node.routes):
+        for name, text in render_frr(router, lab).items():
+            files[f"frr/{router.name}.conf" if name == "frr.conf" else f"frr/{name}"] = text
+    return files
+
+
 def render_all(
     lab: LabSpec, flannel: FlannelSpec, *, images: Images | None = None, artefacts: str = "artefacts"
 ) -> Mapping[str, str]:
@@ -204,9 +224,7 @@ def render_all(
         FLANNEL: render_flannel(flannel, images, interface=FABRIC_IN_KIND),
         WORKLOADS: render_workloads(lab, flannel, images),
     }
-    for router in (node for node in lab.nodes if node.routes):
-        for name, text in render_frr(router, lab).items():
-            files[f"frr/{router.name}.conf" if name == "frr.conf" else f"frr/{name}"] = text
+    files |= _frr_files(lab)
     called = kind_nodes(lab)
     rendered.check_clab(files[CLAB], lab, {}, UNDERLAY)
     rendered.check_clab(files[CLAB_KIND], lab, called, FABRIC_IN_KIND)

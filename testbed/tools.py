@@ -30,7 +30,12 @@ class Tool:
 
 
 TOOLS = {
-    "containerlab": Tool("containerlab", "github.com/srl-labs/containerlab"),
+    "containerlab": Tool(
+        "containerlab",
+        "github.com/srl-labs/containerlab",
+        # Its own build writes its version so; without it, it takes itself for 0.0.0.
+        ("-s", "-w", "-X=github.com/srl-labs/containerlab/cmd.Version=0.79.0"),
+    ),
     "kind": Tool("kind", "sigs.k8s.io/kind"),
     "kindcheck": Tool("kind", "."),
     "kubernetes": Tool(

@@ -10,7 +10,7 @@ import sys
 import threading
 from importlib import resources
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
@@ -18,11 +18,14 @@ from testbed.commands.labs import find_lab, find_place, name_option
 from testbed.errors import InputError, LabError
 from testbed.labs import interpreter
 from testbed.labs.base import Process
-from testbed.labs.netns import NetnsLab, NetnsNode
+from testbed.labs.netns import NetnsNode
 from testbed.model import UNDERLAY
 
+if TYPE_CHECKING:
+    from testbed.labs.kinds import AnyLab
 
-def parse_target(lab: NetnsLab, text: str) -> tuple[NetnsNode, str]:
+
+def parse_target(lab: AnyLab, text: str) -> tuple[NetnsNode, str]:
     """Read `NODE:IFACE`, `NODE/POD` or `NODE/POD:IFACE`. Raises InputError naming what there is."""
     endpoint, _, iface = text.partition(":")
     place = find_place(lab, endpoint)

@@ -7,7 +7,7 @@ import click
 from testbed.commands.labs import live_ids, name_option
 from testbed.errors import InputError
 from testbed.labs import state
-from testbed.labs.netns import NetnsLab, down_all
+from testbed.labs.kinds import down_all, remove
 
 
 @click.command()
@@ -27,7 +27,7 @@ def down(name: str | None, everything: bool) -> None:
     for lab_id in ids:
         record = state.read_record(lab_id)
         if record:
-            NetnsLab(record).down()
+            remove(record)
             click.echo(f"removed {lab_id}")
             return
     click.echo(f"lab {name} was not up" if name else "no lab was up")

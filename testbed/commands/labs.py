@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from testbed.errors import InputError, LabError
 from testbed.labs import state
-from testbed.labs.netns import NetnsLab, NetnsNode, open_lab
+from testbed.labs.kinds import open_lab
+from testbed.labs.netns import NetnsNode
 from testbed.nodes.deploy import with_pods
+
+if TYPE_CHECKING:
+    from testbed.labs.kinds import AnyLab
 
 SCHEMA = 1
 
@@ -36,7 +40,7 @@ def live_ids() -> list[str]:
     return found
 
 
-def find_lab(name: str | None) -> NetnsLab:
+def find_lab(name: str | None) -> AnyLab:
     """The lab of that name, or the only one that is up. Raises LabError, InputError."""
     if name:
         return open_lab(state.checked_id(name))
@@ -48,7 +52,7 @@ def find_lab(name: str | None) -> NetnsLab:
     return open_lab(ids[0])
 
 
-def find_place(lab: NetnsLab, endpoint: str) -> NetnsNode:
+def find_place(lab: AnyLab, endpoint: str) -> NetnsNode:
     """The node `NODE` or pod `NODE/POD` of a lab. Raises InputError naming those that are there."""
     places = with_pods(lab)
     if endpoint not in places:

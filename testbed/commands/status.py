@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from testbed.commands.labs import json_option, live_ids, name_option, print_json
-from testbed.labs.netns import NetnsLab, NetnsNode, open_lab
+from testbed.labs.kinds import open_lab
+from testbed.labs.netns import NetnsNode
 from testbed.model import Role
-from testbed.nodes.deploy import each
+from testbed.parallel import each
+
+if TYPE_CHECKING:
+    from testbed.labs.kinds import AnyLab
 
 WIDE = 200
 """Columns of a table that nobody looks at on a terminal: nothing is wrapped for grep's sake."""
@@ -38,7 +42,7 @@ def node_status(node: NetnsNode, subnet_file: str) -> dict[str, Any]:
     return facts
 
 
-def lab_status(lab: NetnsLab) -> dict[str, Any]:
+def lab_status(lab: AnyLab) -> dict[str, Any]:
     """What a lab is, and how its machines are."""
     facts = lab.record.facts
     subnet_file = facts.get("subnet_file", "/run/flannel/subnet.env")

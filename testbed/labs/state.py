@@ -114,6 +114,7 @@ class LabRecord:
     holder: Holder
     pids: dict[str, int]  # each node's first process, as numbered inside the box
     facts: dict[str, Any]  # what else later commands want: backend, pods, …
+    kind: str = "netns"
 
     @property
     def path(self) -> Path:
@@ -124,6 +125,7 @@ class LabRecord:
         """Write the record, whole or not at all."""
         record = {
             "schema": 1,
+            "kind": self.kind,
             "spec": _SPEC.dump_python(self.spec, mode="json"),
             "holder": [self.holder.pid, self.holder.start_time, self.holder.pid_namespace],
             "pids": self.pids,
@@ -147,7 +149,7 @@ def read_record(lab_id: str) -> LabRecord | None:
     try:
         record = json.loads(path.read_text())
         spec = _SPEC.validate_python(record["spec"])
-        return LabRecord(spec, Holder(*record["holder"]), record["pids"], record["facts"])
+        return LabRecord(spec, Holder(*record["holder"]), record["pids"], record["facts"], record["kind"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

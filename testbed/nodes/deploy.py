@@ -8,8 +8,7 @@ import marshal
 import os
 import sys
 import tarfile
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,14 +16,14 @@ from importlib import util
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from pathlib import Path
 from types import CodeType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from testbed.data import folder
 from testbed.deadline import Deadline
 from testbed.errors import InputError, LabError, ProductError
 from testbed.flannelspec import CONFLIST, FlannelSpec, check_fits, default_flannel
 from testbed.ipv6 import with_ipv6
-from testbed.labs import Progress, Quiet, interpreter, netns
+from testbed.labs import Progress, Quiet, interpreter, kinds
 from testbed.labs.netns import NetnsLab, NetnsNode
 from testbed.manifest import read_manifest
 from testbed.model import LabSpec
@@ -33,7 +32,11 @@ from testbed.nodes.fabric import wait_converged
 from testbed.nodes.kubernetes import Kubernetes
 from testbed.nodes.store import KubernetesLeases, LeaseStore, store_of
 from testbed.options import RunOptions
+from testbed.parallel import each
 from testbed.topology import load_topology
+
+if TYPE_CHECKING:
+    from testbed.labs.kinds import AnyLab
 
 FLANNELD = "/opt/flannel/flanneld"
 LIBRARY = "/opt/flannel/lib"
@@ -42,8 +45,6 @@ STOP_SECONDS = 10.0
 
 #: Where distributions put the reference CNI plugins.
 CNI_FOLDERS = ("/usr/lib/cni", "/usr/libexec/cni", "/opt/cni/bin")
-
-T = TypeVar("T")
 
 
 class Written(dict[str, Any]):
@@ -62,7 +63,7 @@ class Written(dict[str, Any]):
 class Cluster:
     """A lab with flannel and pods on it."""
 
-    lab: NetnsLab
+    lab: AnyLab
     flannel: FlannelSpec
     options: RunOptions
     pods: dict[str, podlib.Pod] = field(default_factory=dict)
@@ -298,12 +299,6 @@ def _choose_rules(archive: _Archive, rules: str) -> None:
             archive.link(str(path), target)
 
 
-def each(function: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
-    """Do something for every item side by side; the first error is raised once all have ended."""
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        return list(pool.map(function, items))
-
-
 def describe_lab(options: RunOptions) -> tuple[LabSpec, FlannelSpec]:
     """Read topology and manifest: what will be brought up. Raises InputError."""
     if options.manifest:
@@ -331,8 +326,10 @@ def bring_up(options: RunOptions, progress: Progress | None = None) -> Cluster:
     progress = progress or Quiet()
     spec, flannel = describe_lab(options)
     cni_folder()
-    lab = netns.bring_up(spec, progress=progress)
+    lab = kinds.bring_up(options.lab, spec, progress=progress)
     try:
+        if isinstance(lab, NetnsLab):
+            lab.settle([*(node.name for node in spec.cluster_nodes), spec.outside.name])
         cluster = Cluster(lab, flannel, options)
         deploy(cluster, progress)
     except BaseException:
@@ -401,9 +398,10 @@ def remember(cluster: Cluster) -> None:
     )
 
 
-def with_pods(lab: NetnsLab) -> Mapping[str, NetnsNode]:
-    """Every place of a remembered lab by its endpoint: nodes, and pods as `NODE/POD`."""
+def with_pods(lab: AnyLab) -> Mapping[str, NetnsNode]:
+    """Every place of a remembered lab by its endpoint: nodes, pods as `NODE/POD`, and VRFs as `LEAF/VRF`."""
     places = dict(lab.nodes)
+    places |= {f"{node.name}/{node.spec.vrf}": node.in_vrf() for node in lab.nodes.values() if node.spec.vrf}
     for name, pod in lab.record.facts.get("pods", {}).items():
         places[name] = lab.node(pod["node"]).netns(pod["netns"], name)
     return places

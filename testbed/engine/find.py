@@ -1,0 +1,74 @@
+"""Which Docker engine labs of containers run on."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import docker
+from docker.errors import DockerException
+
+from testbed.engine import private
+from testbed.errors import LabError
+
+DEFAULT_SOCKET = Path("/var/run/docker.sock")
+UP_HINT = "`testbed engine up` starts a private one, which needs root and Debian's docker.io"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine that answers."""
+
+    address: str  # as DOCKER_HOST has it
+    client: docker.DockerClient
+    private: private.PrivateEngine | None
+
+    @property
+    def local(self) -> bool:
+        """Whether its containers' processes are this kernel's, and this user may enter their namespaces."""
+        return self.address.startswith("unix://") and os.geteuid() == 0 and self._same_kernel
+
+    @property
+    def _same_kernel(self) -> bool:
+        return bool(self.client.info()["KernelVersion"] == os.uname().release)
+
+
+def find_engine(address: str | None = None) -> Engine:
+    """The engine of that address, else that which DOCKER_HOST names, else the private one, else the machine's.
+
+    Raises LabError where none answers, or where this user may not speak with it.
+    """
+    own = private.running()
+    named = address or os.environ.get("DOCKER_HOST")
+    if named:
+        address, mine = named, own if own and named == own.address else None
+    elif own:
+        address, mine = own.address, own
+    else:
+        address, mine = f"unix://{DEFAULT_SOCKET}", None
+    _look_at_socket(address)
+    try:
+        client = docker.DockerClient(base_url=address, version="auto", timeout=60)
+        client.ping()
+    except DockerException as error:
+        raise LabError(f"no Docker engine answers at {address}: {_first_line(error)}", hint=UP_HINT) from error
+    return Engine(address, client, mine)
+
+
+def _look_at_socket(address: str) -> None:
+    """Say what the SDK says in many words."""
+    if not address.startswith("unix://"):
+        return
+    path = Path(address.removeprefix("unix://"))
+    if not path.exists():
+        raise LabError(f"no Docker engine runs here: there is no {path}", hint=UP_HINT)
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise LabError(
+            f"no rights to the Docker engine's socket {path}",
+            hint="sudo, or be a member of its group: `sudo usermod -aG docker $USER`, then log in again",
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0][:300]

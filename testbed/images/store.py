@@ -1,0 +1,91 @@
+"""Which images there are, and how each comes into an engine: made here, pulled, or imported from an archive."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import docker
+from docker.errors import APIError, DockerException, ImageNotFound
+
+from testbed.errors import InputError, LabError
+from testbed.images.packages import self_contained
+from testbed.images.root import INIT, host_root
+
+REPOSITORY = "testbed-node"
+LABEL = "testbed.image"
+
+CHANGES = (f'CMD ["/bin/bash", "{INIT}"]', "ENV LANG=C.UTF-8")
+"""What an image is told besides its files."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageKind:
+    """One way to make a machine's image."""
+
+    name: str
+    about: str
+    make: Callable[[], bytes]
+    binds: tuple[str, ...] = ()  # what a container of it has to see of the host, as containerlab writes it
+
+    @property
+    def tag(self) -> str:
+        """The image's name in an engine: another one for other contents."""
+        return f"{REPOSITORY}:{self.name}-{hashlib.sha256(archive(self.name)).hexdigest()[:12]}"
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        ImageKind(
+            "host", "an almost empty root; programs are this host's /usr, read-only", host_root, ("/usr:/usr:ro",)
+        ),
+        ImageKind("full", "self-contained: the files of the Debian packages that a machine needs", self_contained),
+    )
+}
+
+
+def kind_of(name: str) -> ImageKind:
+    """The image of that name. Raises InputError naming those there are."""
+    if name not in KINDS:
+        raise InputError(f"there is no image {name!r}", hint=f"one of {', '.join(KINDS)}")
+    return KINDS[name]
+
+
+@cache
+def archive(name: str) -> bytes:
+    """The root file system of an image as a tar archive; the same bytes on the same machine."""
+    return KINDS[name].make()
+
+
+def present(client: docker.DockerClient, kind: ImageKind) -> bool:
+    """Whether the engine has the image, as it would be made now."""
+    try:
+        client.images.get(kind.tag)
+    except ImageNotFound:
+        return False
+    return True
+
+
+def ensure(client: docker.DockerClient, kind: ImageKind) -> str:
+    """Make the image in the engine unless it is there; returns its name. Raises LabError where it cannot be made."""
+    try:
+        if not present(client, kind):
+            build(client, kind)
+    except DockerException as error:
+        raise LabError(f"the image {kind.tag} cannot be made: {error}", hint="`df` on the engine's folder?") from error
+    return kind.tag
+
+
+def build(client: docker.DockerClient, kind: ImageKind) -> None:
+    """Import the image, whatever there was of that name."""
+    repository, _, tag = kind.tag.partition(":")
+    changes = [*CHANGES, f"LABEL {LABEL}={kind.name}"]
+    answer = client.api.import_image_from_data(archive(kind.name), repository=repository, tag=tag, changes=changes)
+    for line in str(answer).splitlines():
+        said = json.loads(line) if line.startswith("{") else {}
+        if "error" in said:
+            raise APIError(said["error"])

@@ -1,0 +1,267 @@
+"""Labs of containers: the rendered topology deployed by containerlab on a Docker engine."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from docker.errors import DockerException, NotFound
+
+from testbed.clab.program import find_containerlab
+from testbed.engine.find import Engine, find_engine
+from testbed.errors import LabBusyError, LabError
+from testbed.images import store
+from testbed.labs import Progress, Quiet, interpreter, state
+from testbed.labs.faults import LinkFaults, fault, require_features
+from testbed.labs.netns import NetnsNode
+from testbed.labs.plan import node_plan, wiring_faults
+from testbed.linkfault import LinkFault
+from testbed.model import LabSpec, LinkSpec
+from testbed.parallel import each
+from testbed.render import Images, cluster_name, render_lab
+
+LABEL = "containerlab"  # the lab's name, on each of its containers
+OWNER = "testbed-lab"
+"""Label of our containers: the folder of the lab that they belong to, which nobody else's lab has."""
+
+GONE_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class ClabNode(NetnsNode):
+    """A machine of a containerlab lab, entered by its container's namespaces."""
+
+    way: tuple[str, ...] = ()  # into the PID namespace that `pid` is of; empty where that is ours
+
+    def entering(self, *, stay: bool = False) -> list[str]:
+        """The words that put a command into this container; with `stay` it outlives whoever started it."""
+        return [
+            *self.way,
+            *("nsenter", "-t", str(self.pid), "-n", "-m", "-u", "-i", "-p", "--"),
+            *(() if stay else ("setpriv", "--pdeathsig", "KILL", "--")),
+            *self.inner,
+        ]
+
+
+@dataclass
+class ClabLab:
+    """A lab of containers that is up."""
+
+    record: state.LabRecord
+    engine: Engine
+    kind: str = "clab"
+    nodes: Mapping[str, ClabNode] = field(init=False)
+    link_faults: LinkFaults = field(init=False, default_factory=LinkFaults)
+
+    def __post_init__(self) -> None:
+        self.nodes = MappingProxyType(self._nodes())
+
+    def _nodes(self) -> dict[str, ClabNode]:
+        own = self.engine.private
+        way = ("nsenter", "-t", str(own.holder.pid), "-m", "-p", "-F", "--") if own else ()
+        pids = self.record.pids
+        return {n.name: ClabNode(n, 0, pids[n.name], way=way) for n in self.spec.nodes if n.name in pids}
+
+    @property
+    def spec(self) -> LabSpec:
+        """What this lab is."""
+        return self.record.spec
+
+    def node(self, name: str) -> ClabNode:
+        """Return the machine of that name; KeyError where there is none."""
+        return self.nodes[name]
+
+    def remember(self, **facts: Any) -> None:
+        """Keep facts about the lab for later commands."""
+        self.record = replace(self.record, facts=self.record.facts | facts)
+        self.record.save()
+
+    @property
+    def alive(self) -> bool:
+        """Whether all of its containers run."""
+        return self.engine.private is None or self.engine.private.alive
+
+    def fault(
+        self,
+        link: str,
+        *,
+        delay: float = 0.0,
+        jitter: float = 0.0,
+        loss: float = 0.0,
+        reorder: float = 0.0,
+        duplicate: float = 0.0,
+        corrupt: float = 0.0,
+        rate: float = 0.0,
+        down: bool = False,
+        towards: str = "",
+    ) -> AbstractContextManager[LinkSpec]:
+        """Give a link a fault for as long as the block lasts; see `Lab.fault`."""
+        wanted = LinkFault(delay, jitter, loss, reorder, duplicate, corrupt, rate, down=down, towards=towards)
+        return fault(self, link, wanted)
+
+    def detach(self) -> None:
+        """Let the lab outlive this process, as containers do by themselves."""
+
+    def down(self) -> None:
+        """Remove the lab's containers and files, and check that nothing is left. Raises LabError."""
+        with state.locked(self.spec.id):
+            _remove(self.engine, self.spec)
+            self.record.forget()
+
+
+def open_record(record: state.LabRecord) -> ClabLab:
+    """The lab of a record. Raises LabError where its engine does not answer."""
+    return ClabLab(record, find_engine(record.facts["engine"]))
+
+
+def remove_record(record: state.LabRecord) -> None:
+    """Remove what is left of a lab, also where its private engine is gone, and the containers with it."""
+    if not record.holder.alive:
+        shutil.rmtree(folder_of(record.spec.id), ignore_errors=True)
+        record.forget()
+        return
+    open_record(record).down()
+
+
+def folder_of(lab_id: str) -> Path:
+    """Where a lab's rendered files are."""
+    return state.state_folder() / "clab" / lab_id
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Hold the lock that every deploy and destroy of this user takes: side by side they hang or race."""
+    (state.state_folder() / "clab").mkdir(mode=0o700, exist_ok=True)
+    with (state.state_folder() / "clab" / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def bring_up(spec: LabSpec, *, progress: Progress | None = None, image: str = "") -> ClabLab:
+    """Deploy a lab by containerlab, address its machines and check its wiring; it stays until `down`.
+
+    `image` names one of `testbed images list`; by default the one that suits the engine.  Raises LabError where a lab
+    of that id is up already, there is no engine or no containerlab, or the wiring differs from the model.
+    """
+    progress = progress or Quiet()
+    require_features(spec)
+    with state.locked(spec.id):
+        earlier = state.read_record(spec.id)
+        if earlier is not None and (earlier.kind == "clab" or earlier.holder.alive):
+            raise LabBusyError(
+                f"lab {spec.id} is already up", hint=f"`testbed down --name {spec.id}`, or another --name"
+            )
+        engine = find_engine()
+        _nobody_elses(engine, spec)
+        with progress.step("Looking for containerlab"):  # which may have to be built first
+            program = find_containerlab()
+        kind = store.kind_of(image or ("host" if engine.local else "full"))
+        with progress.step(f"Making the image {kind.name}"):
+            tag = store.ensure(engine.client, kind)
+        record = state.LabRecord(spec, _holder(engine), {}, {"engine": engine.address, "image": tag}, "clab")
+        try:
+            record.save()
+            machines = f"{len(spec.nodes)} machines, {len(spec.links)} links"
+            with progress.step(f"Deploying {spec.topology}: {machines}"):
+                _write_files(spec, kind, tag)
+                with _one_at_a_time():
+                    program.deploy(folder_of(spec.id), engine)
+            with progress.step("Addressing and checking the wiring"):
+                lab = ClabLab(replace(record, pids=_pids(engine, spec)), engine)
+                _wire(lab)
+            lab.record.save()
+        except BaseException:
+            _remove(engine, spec)
+            record.forget()
+            raise
+    return lab
+
+
+def _holder(engine: Engine) -> state.Holder:
+    """Whose end is the lab's end: the private engine's first process, or for another engine this machine's."""
+    return engine.private.holder if engine.private else state.Holder.of(1)
+
+
+def _nobody_elses(engine: Engine, spec: LabSpec) -> None:
+    name = cluster_name(spec)
+    others = engine.client.containers.list(all=True, filters={"label": f"{LABEL}={name}"})
+    if others:
+        names = ", ".join(sorted(str(container.name) for container in others))
+        raise LabBusyError(
+            f"the engine has containers of a lab {name} already: {names}",
+            hint="`containerlab destroy` removes them if they are yours, or give this one another --name",
+        )
+
+
+def _write_files(spec: LabSpec, kind: store.ImageKind, tag: str) -> None:
+    place = folder_of(spec.id)
+    shutil.rmtree(place, ignore_errors=True)
+    images = Images(frr=tag, node=tag, binds=kind.binds)
+    for name, text in render_lab(spec, images).items():
+        path = place / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def _pids(engine: Engine, spec: LabSpec) -> dict[str, int]:
+    """Each machine's first process, as the engine numbers it. Raises LabError for one that does not run."""
+    found = {}
+    for node in spec.nodes:
+        try:
+            facts = engine.client.api.inspect_container(container_name(spec, node.name))
+        except NotFound as error:
+            raise LabError(f"containerlab made no container for {node.name}") from error
+        found[node.name] = int(facts["State"]["Pid"])
+        if not found[node.name]:
+            said = facts["State"].get("Error") or f"exit {facts['State']['ExitCode']}"
+            raise LabError(f"the container of {node.name} does not run: {said}")
+    return found
+
+
+def container_name(spec: LabSpec, node: str) -> str:
+    """What containerlab calls the machine's container."""
+    return f"clab-{cluster_name(spec)}-{node}"
+
+
+def _wire(lab: ClabLab) -> None:
+    """Give every machine its addresses, settings and files, and compare what came out with the model."""
+    program = resources.files("testbed.labs").joinpath("box.py").read_text()
+
+    def wire(name: str) -> dict[str, Any]:
+        plan = node_plan(lab.spec, lab.spec.node(name))
+        plan["files"] = {path: text for path, text in plan["files"].items() if not path.startswith("/etc/frr/")}
+        # Docker switches IPv6 off where a container has no network of its own.
+        plan["sysctls"] = {f"net/ipv6/conf/{which}/disable_ipv6": "0" for which in ("all", "default")} | plan["sysctls"]
+        argv = [interpreter(), "-I", "-S", "-c", program, "wire"]
+        answer: dict[str, Any] = json.loads(lab.node(name).run(argv, stdin=json.dumps(plan)).stdout)
+        if "error" in answer:
+            raise LabError(f"{name} cannot be wired: {answer['error']}")
+        return answer
+
+    names = [node.name for node in lab.spec.nodes]
+    facts = dict(zip(names, each(wire, names), strict=True))
+    faults = wiring_faults(lab.spec, facts)
+    if faults:
+        raise LabError("the lab is not wired as described:\n  " + "\n  ".join(faults), where=lab.spec.id)
+
+
+def _remove(engine: Engine, spec: LabSpec) -> None:
+    """Remove everything of a lab, however far it came."""
+    name, place = cluster_name(spec), folder_of(spec.id)
+    with _one_at_a_time():
+        try:
+            for container in engine.client.containers.list(all=True, filters={"label": f"{LABEL}={name}"}):
+                if container.labels.get("clab-topo-file", "").startswith(f"{place}/"):
+                    with suppress(NotFound):
+                        container.remove(force=True, v=True)
+        except DockerException as error:
+            raise LabError(f"lab {spec.id} cannot be removed: {error}", hint="is the Docker engine well?") from error
+    shutil.rmtree(place, ignore_errors=True)
