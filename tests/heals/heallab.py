@@ -20,9 +20,10 @@ import pytest
 from testbed.deadline import Deadline
 from testbed.flannelspec import NFTABLES, FlannelSpec
 from testbed.nodes import deploy
-from testbed.nodes.deploy import Cluster, each
+from testbed.nodes.deploy import Cluster
 from testbed.nodes.etcd import PREFIX
 from testbed.nodes.store import EtcdLeases
+from testbed.parallel import each
 from testbed.probes.flows import http_get
 
 #: The soak does everything in full; otherwise a short form of it is done, for CI.
