@@ -23,8 +23,8 @@ def test_device_is_a_bare_tun(cluster: Cluster, facts: Facts) -> None:
         device = facts.link(node, str(cluster.flannel.tunnel_device))
         assert {"POINTOPOINT", "NOARP", "UP"} <= device.flags, f"{node}: {sorted(device.flags)}"
         assert device.mac == "", f"{node}: {device.name} has the MAC {device.mac}"
-        found = {key: device.data.get(key) for key in ("type", "pi", "vnet_hdr")}
-        assert found == {"type": "tun", "pi": False, "vnet_hdr": False}, f"{node}: {found}"
+        found = {key: device.data.get(key) for key in ("type", "pi")}
+        assert found == {"type": "tun", "pi": False}, f"{node}: {found}"
         assert device.queue == QUEUE, f"{node}: qlen {device.queue}"
         assert device.addresses == (IPv4Interface((cidr[0], 32)),), f"{node}: {device.addresses}"
 

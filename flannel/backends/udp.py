@@ -7,16 +7,17 @@ import fcntl
 import os
 import socket
 import struct
+import sys
 import threading
-import time
 from ipaddress import IPv4Network
 
 from flannel import log
 from flannel.backends.base import NOTHING, Backend, BackendError, Facts, Wants, ensure_address
+from flannel.backends.udpoffload import OFFLOADS
 from flannel.backends.udpproxy import Proxy, Table
 from flannel.interface import External
 from flannel.kernel import rtnl
-from flannel.kernel.netlink import Netlink, NetlinkError
+from flannel.kernel.netlink import Netlink, NetlinkError, grow_receive_buffer
 from flannel.kernel.rtnl import Link, Route, SeenRoute
 from flannel.lease import Lease, LeaseAttrs
 from flannel.netconf import NetConf, backend_int, unread_keys
@@ -25,8 +26,8 @@ from flannel.state import Recorded
 #: Outer IPv4 and UDP headers, in bytes.
 OVERHEAD = 28
 _TUN = "/dev/net/tun"
-_TUNSETIFF = 0x400454CA
-_IFF_TUN, _IFF_NO_PI = 0x1, 0x1000
+_TUNSETIFF, _TUNGETFEATURES, _TUNSETOFFLOAD = 0x400454CA, 0x800454CF, 0x400454D0
+_IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x1, 0x1000, 0x4000
 _REQUEST = struct.Struct("16sH22x")
 
 
@@ -46,6 +47,7 @@ class UdpBackend(Backend):
         self._socket: socket.socket | None = None
         self._proxy: Proxy | None = None
         self._ifindex = 0
+        self._offload = False
         self._peers: dict[IPv4Network, tuple[str, int]] = {}
 
     def prepare(self, netlink: Netlink, recorded: Recorded) -> LeaseAttrs:
@@ -63,6 +65,7 @@ class UdpBackend(Backend):
         address = str(self._external.address)
         try:
             self._socket.bind((address, self._port))
+            grow_receive_buffer(self._socket)
         except OSError as error:
             raise BackendError(f"cannot bind UDP {address}:{self._port}: {error.strerror}") from None
         self.device(netlink, self._external)
@@ -91,11 +94,10 @@ class UdpBackend(Backend):
         except OSError as error:
             raise BackendError(f"cannot open {_TUN}: {error.strerror}; the udp backend needs a TUN device") from None
         try:
-            answer = fcntl.ioctl(tun, _TUNSETIFF, _REQUEST.pack(b"flannel%d", _IFF_TUN | _IFF_NO_PI))
+            name = self._make(tun)
         except OSError as error:
             os.close(tun)
             raise BackendError(f"cannot make a TUN device: {error.strerror}") from None
-        name = _REQUEST.unpack(answer)[0].rstrip(b"\0").decode()
         link = rtnl.get_link(netlink, name=name)
         if link is None:
             os.close(tun)
@@ -105,6 +107,19 @@ class UdpBackend(Backend):
         log.info(f"Created {name}, MTU {self.mtu}, UDP port {self._port}")
         self._replace_proxy(tun)
         return link
+
+    def _make(self, tun: int) -> str:
+        """Make the device, one that takes and gives large packets where the kernel has that, and return its name."""
+        features = fcntl.ioctl(tun, _TUNGETFEATURES, bytes(4))
+        self._offload = bool(int.from_bytes(features, sys.byteorder) & _IFF_VNET_HDR)
+        flags = _IFF_TUN | _IFF_NO_PI | (_IFF_VNET_HDR if self._offload else 0)
+        answer = fcntl.ioctl(tun, _TUNSETIFF, _REQUEST.pack(b"flannel%d", flags))
+        if self._offload:
+            try:
+                fcntl.ioctl(tun, _TUNSETOFFLOAD, OFFLOADS)
+            except OSError as error:
+                log.info(f"the TUN device hands over packets one by one: {error.strerror}")
+        return str(_REQUEST.unpack(answer)[0].rstrip(b"\0").decode())
 
     def _answer_from_own_address(self, name: str) -> None:
         """Let the kernel take our ICMP errors from the device: they come from the device's own address."""
@@ -121,21 +136,24 @@ class UdpBackend(Backend):
             # The thread that takes packets in goes on with the same socket; only its device changes.
             os.dup2(tun, self._proxy.tun, inheritable=False)
             os.close(tun)
-            threading.Thread(target=self._send_out, args=(self._proxy,), name="udp-out", daemon=True).start()
-            return
-        self._proxy = Proxy(tun, self._socket, self._subnet.network_address.packed)
-        threading.Thread(target=self._send_out, args=(self._proxy,), name="udp-out", daemon=True).start()
-        threading.Thread(target=self._proxy.take_in, name="udp-in", daemon=True).start()
+        else:
+            own = int(self._subnet.network_address), int(self._subnet.netmask)
+            self._proxy = Proxy(tun, self._socket, own, offload=self._offload)
+            threading.Thread(target=self._proxy.take_in, name="udp-in", daemon=True).start()
+        arguments = (self._proxy, self._ifindex)
+        threading.Thread(target=self._send_out, args=arguments, name="udp-out", daemon=True).start()
 
-    def _send_out(self, proxy: Proxy) -> None:
-        while True:
-            try:
-                proxy.send_out()
-            except OSError as error:
-                if error.errno in (errno.EBADFD, errno.EFAULT):
-                    return  # the device was deleted; the reconciler sees that too, and starts another thread
-                log.error(f"cannot read from the TUN device: {error.strerror}")
-                time.sleep(1)
+    def _send_out(self, proxy: Proxy, ifindex: int) -> None:
+        """Carry packets out for as long as the device is there: where another is made, another thread is started."""
+        try:
+            proxy.send_out()
+        except OSError as error:
+            if error.errno in (errno.EBADFD, errno.EFAULT):
+                return  # the device was deleted, and the reconciler sees that
+            log.error(f"cannot read from the TUN device, making it again: {error.strerror}")
+            netlink = Netlink()
+            netlink.batch([rtnl.delete_link(ifindex)])
+            netlink.close()
 
     def wants(self, lease: Lease, facts: Facts) -> Wants:
         """Nothing of the kernel: packets are moved here. What backend the peer names is not looked at, as upstream."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
+import sys
 from ipaddress import IPv4Network
 
-_SMALLEST = 20
+from flannel.backends.udpoffload import NO_OFFLOAD, SMALLEST, VNET, WHOLE, Burst, Joiner, cut, finish_checksum, take_hop
+
+#: Options of UDP sockets that Python has no names for.
+_UDP_SEGMENT, _UDP_GRO = 103, 104
 _MOST_CACHED = 8192
 _LARGEST = 1 << 16
 _ICMP = 1
@@ -53,23 +58,11 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
-def take_hop(packet: bytearray) -> bool:
-    """Take one off an IPv4 packet's TTL and mend its header checksum; False where none was left."""
-    ttl = packet[8]
-    if ttl <= 1:
-        return False
-    packet[8] = ttl - 1
-    total = (packet[10] << 8 | packet[11]) + 0x100
-    total = (total & 0xFFFF) + (total >> 16)
-    packet[10], packet[11] = total >> 8, total & 0xFF
-    return True
-
-
 def unreachable(packet: bytes, source: bytes) -> bytes:
     """ICMP network unreachable for a packet, from `source` (packed); empty where none may be sent."""
     header = (packet[0] & 0xF) * 4
     first_fragment = not (packet[6] << 8 | packet[7]) & 0x1FFF
-    if packet[0] >> 4 != 4 or header < _SMALLEST or len(packet) < header + 8 or not first_fragment:
+    if packet[0] >> 4 != 4 or header < SMALLEST or len(packet) < header + 8 or not first_fragment:
         return b""
     if packet[9] == _ICMP and packet[header] not in _ICMP_QUERIES:
         return b""
@@ -83,22 +76,32 @@ def unreachable(packet: bytes, source: bytes) -> bytes:
 
 
 class Proxy:
-    """Moves packets both ways. `table` may be replaced at any time by another thread."""
+    """Moves packets both ways. `table` may be replaced at any time by another thread.
 
-    def __init__(self, tun: int, sock: socket.socket, source: bytes) -> None:
+    `subnet` is the own one, as (network, mask): what comes for any other address is dropped. `offload` says whether the
+    device puts struct virtio_net_hdr before each packet.
+    """
+
+    def __init__(self, tun: int, sock: socket.socket, subnet: tuple[int, int], *, offload: bool) -> None:
         self.tun = tun
         self.sock = sock
-        self.source = source
         self.table = Table({})
+        self._source = subnet[0].to_bytes(4, "big")
+        self._joiner = Joiner(*subnet)
+        self._offload = offload
+        self._bursts = offload and _knows(sock, _UDP_SEGMENT)
+        self._receives_bursts = offload and _sets(sock, _UDP_GRO)
 
     def send_out(self) -> None:
         """Carry packets from the TUN device to peers, until the device is gone (OSError)."""
-        buffer = bytearray(_LARGEST)
-        view = memoryview(buffer)
-        buffers, tun, sendto, readv = [buffer], self.tun, self.sock.sendto, os.readv
+        header, packet = bytearray(VNET.size), bytearray(_LARGEST)
+        view = memoryview(packet)
+        buffers = [header, packet] if self._offload else [packet]
+        before = VNET.size if self._offload else 0
+        tun, sendto, readv = self.tun, self.sock.sendto, os.readv
         while True:
-            length = readv(tun, buffers)
-            if length < _SMALLEST or buffer[0] >> 4 != 4:
+            length = readv(tun, buffers) - before
+            if length < SMALLEST or packet[0] >> 4 != 4:
                 continue
             destination = bytes(view[16:20])
             table = self.table
@@ -106,17 +109,34 @@ class Proxy:
             if peer is None:
                 self._refuse(bytes(view[:length]))
                 continue
-            if not take_hop(buffer):
+            if not take_hop(packet):
                 continue
             try:
-                sendto(view[:length], peer)
+                if header[1] != WHOLE:
+                    for burst in cut(header, packet, length):
+                        self._send_burst(burst, peer)
+                elif finish_checksum(header, packet, length):
+                    sendto(view[:length], peer)
             except OSError:
                 pass  # the network's loss: no route, or a full queue; the sender's protocol deals with it
 
+    def _send_burst(self, burst: Burst, peer: Address) -> None:
+        if self._bursts and len(burst.pieces) > 2:
+            told = [(socket.IPPROTO_UDP, _UDP_SEGMENT, burst.size.to_bytes(2, sys.byteorder))]
+            try:
+                self.sock.sendmsg(burst.pieces, told, 0, peer)
+                return
+            except OSError as error:
+                # A device without checksums, or a path with a smaller MTU, takes datagrams one by one only.
+                if error.errno not in (errno.EIO, errno.EINVAL, errno.EMSGSIZE):
+                    raise
+        for at in range(0, len(burst.pieces), 2):
+            self.sock.sendmsg(burst.pieces[at : at + 2], (), 0, peer)
+
     def _refuse(self, packet: bytes) -> None:
-        answer = unreachable(packet, self.source)
+        answer = unreachable(packet, self._source)
         if answer:
-            os.write(self.tun, answer)
+            os.writev(self.tun, [NO_OFFLOAD, answer] if self._offload else [answer])
 
     def take_in(self) -> None:
         """Carry packets from peers to the TUN device, until the socket is closed (OSError).
@@ -124,13 +144,31 @@ class Proxy:
         The device may be replaced meanwhile.
         """
         buffer = bytearray(_LARGEST)
-        view = memoryview(buffer)
-        tun, receive, write = self.tun, self.sock.recv_into, os.write
+        buffers = [buffer]
+        room = socket.CMSG_SPACE(4) if self._receives_bursts else 0
+        tun, receive, pieces, write = self.tun, self.sock.recvmsg_into, self._joiner.pieces, os.writev
+        offload = self._offload
         while True:
-            length = receive(buffer)
-            if length < _SMALLEST or not take_hop(buffer):
-                continue
-            try:
-                write(tun, view[:length])
-            except OSError:
-                pass  # not a packet that the kernel takes, or the device is being made again
+            length, told, _, _ = receive(buffers, room)
+            size = int.from_bytes(told[0][2], sys.byteorder) if told else length
+            for each in pieces(buffer, length, size or length):
+                try:
+                    write(tun, each if offload else each[1:])
+                except OSError:
+                    pass  # not a packet that the kernel takes, or the device is being made again
+
+
+def _knows(sock: socket.socket, option: int) -> bool:
+    try:
+        sock.getsockopt(socket.IPPROTO_UDP, option)
+    except OSError:
+        return False
+    return True
+
+
+def _sets(sock: socket.socket, option: int) -> bool:
+    try:
+        sock.setsockopt(socket.IPPROTO_UDP, option, 1)
+    except OSError:
+        return False
+    return True

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
 import signal
 import socket
 import struct
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
 
-from flannel.backends.udpproxy import Proxy, Table, checksum, take_hop, unreachable
-from tests.flannel.corelab import HEALS_WITHIN, Node, peer, until
+from flannel.backends.udpoffload import NO_OFFLOAD, Burst, take_hop
+from flannel.backends.udpproxy import Proxy, Table, checksum, unreachable
+from tests.flannel.corelab import HEALS_WITHIN, Node, children, peer, until
 
 
 def packet(
@@ -76,28 +80,59 @@ def test_who_must_not_be_told_is_not(original: bytes) -> None:
     assert unreachable(original, b"\x0a\xf4\x01\0") == b""
 
 
-def test_packets_cross_both_ways_and_strange_ones_end() -> None:
+def until_closed(way: Callable[[], None]) -> None:
+    with contextlib.suppress(OSError):
+        way()
+
+
+@pytest.mark.parametrize("offload", [True, False])
+def test_packets_cross_both_ways_and_strange_ones_end(offload: bool) -> None:
     near, tun = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     sock, other = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
     for each in (sock, other):
         each.bind(("127.0.0.1", 0))
-    proxy = Proxy(tun.fileno(), sock, IPv4Address("10.244.1.0").packed)
+    own = IPv4Network("10.244.1.0/24")
+    proxy = Proxy(tun.fileno(), sock, (int(own.network_address), int(own.netmask)), offload=offload)
     proxy.table = Table({IPv4Network("10.244.2.0/24"): other.getsockname()})
     for way in (proxy.send_out, proxy.take_in):
-        threading.Thread(target=way, daemon=True).start()
+        threading.Thread(target=until_closed, args=(way,), daemon=True).start()
     for each in (near, other):
         each.settimeout(5)
+    before = NO_OFFLOAD if offload else b""
     near.send(b"short")
-    near.send(packet("10.244.2.2", ttl=1))
-    near.send(packet("10.244.2.2", ttl=9))
+    near.send(before + packet("10.244.2.2", ttl=1))
+    near.send(before + packet("10.244.2.2", ttl=9))
     data, sender = other.recvfrom(2000)
     assert sender == sock.getsockname()
     assert data == packet("10.244.2.2", ttl=8)
-    near.send(packet("10.244.7.7"))
-    assert near.recv(2000)[20:22] == b"\x03\x00"
-    for data in (b"", b"short", packet("10.244.1.5", ttl=1), packet("10.244.1.5", ttl=9)):
+    near.send(before + packet("10.244.7.7"))
+    answer = near.recv(2000)
+    assert answer[: len(before)] == before
+    assert answer[len(before) :][20:22] == b"\x03\x00"
+    strange = (b"", b"short", packet("10.244.1.5", ttl=1), packet("10.244.2.5"), packet("10.244.1.5")[:30])
+    for data in (*strange, packet("10.244.1.5", ttl=9)):
         other.sendto(data, sock.getsockname())
-    assert near.recv(2000) == packet("10.244.1.5", ttl=8)
+    assert near.recv(2000) == before + packet("10.244.1.5", ttl=8)
+
+
+def test_a_kernel_that_takes_no_bursts_gets_datagrams_one_by_one() -> None:
+    sent = []
+
+    class Refusing:
+        def sendmsg(self, pieces: list[bytes], told: list[object], flags: int, peer: object) -> None:
+            if told:
+                raise OSError(errno.EIO, "no checksum offload")
+            sent.append(b"".join(pieces))
+
+        def getsockopt(self, level: int, option: int) -> int:
+            return 0
+
+        def setsockopt(self, level: int, option: int, value: int) -> None:
+            raise OSError(errno.ENOPROTOOPT, "no such option")
+
+    proxy = Proxy(-1, Refusing(), (0, 0), offload=True)  # type: ignore[arg-type]
+    proxy._send_burst(Burst([b"h1", b"one", b"h2", b"two"], 5), ("192.0.2.1", 8285))
+    assert sent == [b"h1one", b"h2two"]
 
 
 @pytest.fixture
@@ -113,7 +148,7 @@ def test_the_kernel_holds_what_upstream_leaves_and_damage_heals(node: Node) -> N
     assert daemon.published() == {"ip": "192.168.50.1", "type": "", "data": None}
     shown = until(lambda: node.ip("-d addr show flannel0", check=False), "the device")
     assert re.search(r"<POINTOPOINT,MULTICAST,NOARP,UP,LOWER_UP> mtu 1472 .* qlen 500", shown)
-    assert "tun type tun pi off vnet_hdr off" in shown
+    assert "tun type tun pi off" in shown
     assert "inet 10.244.1.0/32 scope global flannel0" in shown
     until(lambda: node.routes() == ["10.244.0.0/16 dev flannel0"], "the route")
     sockets = node.run("ss", "-ulpnH", "sport = :8282")
@@ -149,3 +184,82 @@ def test_an_address_of_no_node_is_unreachable_and_a_stopped_daemon_carries_nothi
     os.kill(daemon.pid(), signal.SIGCONT)
     ended = node.run("ping", "-c1", "-W2", "10.244.9.9", check=False)
     assert "Unreachable" in ended
+
+
+#: Print what was sent and received, as (bytes, hash).
+SERVER = """
+import hashlib, socket
+listening = socket.create_server(("10.244.2.0", 5000))
+connection, seen, size = listening.accept()[0], hashlib.sha256(), 0
+while data := connection.recv(1 << 16):
+    seen.update(data); size += len(data)
+print(size, seen.hexdigest())
+"""
+CLIENT = """
+import hashlib, random, socket
+data = random.Random(1).randbytes(6_000_001)
+with socket.create_connection(("10.244.2.0", 5000), 10) as connection:
+    connection.sendall(data)
+print(len(data), hashlib.sha256(data).hexdigest())
+"""
+
+
+def connect(first: Node, second: Node) -> None:
+    """Lay a link between two nodes instead of what they have, each end its eth0."""
+    for one in (first, second):
+        one.ip("link del eth0")
+    outside = ["nsenter", "-t", str(children(first._holder.pid)[0]), "-n"]
+    words = f"link add eth0 type veth peer name eth0 netns {children(second._holder.pid)[0]}"
+    subprocess.run([*outside, "ip", *words.split()], check=True)
+    for number, one in ((1, first), (2, second)):
+        one.ip(f"addr add 192.168.50.{number}/24 dev eth0")
+        one.ip("link set eth0 up")
+        one.ip("route add default via 192.168.50.254")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="two nodes of different owners cannot be linked")
+@pytest.mark.parametrize("offloads", ["on", "off"])
+def test_bulk_crosses_two_daemons_whole_and_in_packets_of_the_wire(tmp_path: Path, offloads: str) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    nodes = [Node(tmp_path / name) for name in ("first", "second")]
+    first, second = nodes
+    try:
+        connect(first, second)
+        for number, one in ((1, first), (2, second)):
+            one.run(
+                "ethtool",
+                "-K",
+                "eth0",
+                "tx",
+                offloads,
+                "tso",
+                offloads,
+                "gso",
+                offloads,
+                "tx-udp-segmentation",
+                offloads,
+            )
+            daemon = one.start(backend={"Type": "udp"}, subnet=f"10.244.{number}.0/24")
+            daemon.tell(added={"subnet": f"10.244.{3 - number}.0/24", "ip": f"192.168.50.{3 - number}", "type": ""})
+        until(lambda: " 0% packet loss" in first.run("ping", "-c1", "-W1", "10.244.2.0", check=False), "an answer")
+        seen = tmp_path / "seen"
+        filtered = "udp port 8285 and greater 1000"
+        second.spawn(
+            "tcpdump", "-ni", "eth0", "-Z", "root", "-l", "--immediate-mode", filtered, output=seen,
+        )  # fmt: skip
+        until(lambda: "listening on" in seen.read_text(), "tcpdump")
+        server = second.spawn("/usr/bin/python3", "-IS", "-c", SERVER, output=tmp_path / "received")
+        until(lambda: "10.244.2.0:5000" in second.run("ss", "-tlnH"), "the server")
+        sent = first.run("/usr/bin/python3", "-IS", "-c", CLIENT)
+        server.wait(timeout=30)
+        assert (tmp_path / "received").read_text() == sent
+        counters = second.run("nstat", "-asz", "TcpInCsumErrors", "UdpInErrors")
+        errors = dict(re.findall(r"^(\w+) +(\d+)", counters, re.MULTILINE))
+        assert errors == {"UdpInErrors": "0", "TcpInCsumErrors": "0"}
+        large = [int(one) for one in re.findall(r"length (\d+)$", until(seen.read_text, "packets"), re.MULTILINE)]
+        # By the kernel's offloads many packets pass a virtual link as one; a link without them shows those of the wire.
+        assert max(large) > 1472 if offloads == "on" else max(large) == 1472
+    finally:
+        for one in nodes:
+            one.close()
