@@ -17,7 +17,8 @@ def _hop(route: Mapping[str, Any], via: IPv4Address | IPv6Address) -> list[str]:
     """How a machine reaches `via`, as words of `ip route`: its gateway, of either family, or directly."""
     if "via" in route:
         return ["via", route["via"]["family"], route["via"]["host"], "dev", route["dev"]]
-    return ["via", route.get("gateway", str(via)), "dev", route["dev"]]
+    # FRR writes an IPv6 neighbour as 169.254.0.1, which is in no subnet of the link.
+    return ["via", route.get("gateway", str(via)), "dev", route["dev"], "onlink"]
 
 
 def next_hop(place: Place, via: IPv4Address | IPv6Address) -> list[str]:
