@@ -143,12 +143,22 @@ def make_root(plan: dict[str, Any]) -> None:
         show_modules(plan["modules"], new)
     for path in plan["writable"]:
         os.makedirs(new + path, exist_ok=True)
-        mount("hostfs", new + path, MS_NOSUID | MS_NODEV, path)
+        share(path, new + path, plan["shares"].get(path))
     os.chdir(new)
     # Not chroot: in a root that is not the mount namespace's own no user namespace can be made.
     check(libc.syscall(SYS_PIVOT_ROOT[os.uname().machine], b".", b".") == 0, "pivot_root")
     check(libc.umount2(b".", MNT_DETACH) == 0, "leaving the host's root")
     os.chdir("/")
+
+
+def share(path: str, target: str, tag: str | None) -> None:
+    """Let a folder of the host through: by user-mode-linux itself, or by the name that QEMU gave it."""
+    if tag is None:
+        mount("hostfs", target, MS_NOSUID | MS_NODEV, path)
+        return
+    options = b"trans=virtio,version=9p2000.L,msize=512000"
+    done = libc.mount(tag.encode(), target.encode(), b"9p", MS_NOSUID | MS_NODEV, options)
+    check(done == 0, f"mount {path}")
 
 
 def make_devices(dev: str) -> None:
@@ -190,9 +200,9 @@ def settle() -> None:
 # --- the command
 
 
-def serial(number: int) -> int:
+def serial(name: str) -> int:
     """Open a serial line that changes nothing of what passes through it."""
-    line = os.open(f"/dev/ttyS{number}", os.O_RDWR | os.O_NOCTTY)
+    line = os.open(f"/dev/{name}", os.O_RDWR | os.O_NOCTTY)
     mode = termios.tcgetattr(line)
     mode[0] = mode[1] = mode[3] = 0  # nothing translated coming in or going out, no echo, no signals
     mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
@@ -316,7 +326,7 @@ def attend(job: Job, control: int, woken: int) -> int:
 
 
 def run(plan: dict[str, Any]) -> int:
-    out, err, control = serial(0), serial(1), serial(2)
+    out, err, control = (serial(f"{plan['lines']}{number}") for number in range(3))
     woken, waker = os.pipe()
     for number in (woken, waker):
         os.set_blocking(number, False)

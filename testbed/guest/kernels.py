@@ -9,6 +9,7 @@ from pathlib import Path
 from testbed.errors import InputError, LabError
 from testbed.guest.build import Kernel, build, find_built
 from testbed.guest.packaged import find_packaged, obtain_packaged
+from testbed.guest.qemu import find_qemu, obtain_qemu
 from testbed.guest.source import GuestUnavailable
 from testbed.labs import Progress, Quiet
 
@@ -34,7 +35,11 @@ def _packaged(progress: Progress) -> Kernel:
     return obtain_packaged(progress)
 
 
-WAYS: Mapping[str, Callable[[Progress], Kernel]] = {"uml": _uml, "packaged": _packaged}
+def _qemu(progress: Progress) -> Kernel:
+    return obtain_qemu(progress)
+
+
+WAYS: Mapping[str, Callable[[Progress], Kernel]] = {"uml": _uml, "packaged": _packaged, "qemu": _qemu}
 """Each way to a guest kernel, the best first: built here, Debian's user-mode-linux, QEMU with Debian's kernel."""
 
 WORDS = {
@@ -53,7 +58,7 @@ def known_way(way: str) -> str:
 
 def ready_kernel(needs: Collection[str] = ()) -> Kernel | None:
     """The kernel that would be used, if it is there already; nothing is built or fetched."""
-    for find in (given, find_built, find_packaged):
+    for find in (given, find_built, find_packaged, find_qemu):
         kernel = find()
         if kernel and not set(needs) & set(kernel.lacks):
             return kernel

@@ -9,6 +9,7 @@ import os
 import selectors
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from types import FrameType
 from typing import Any
 
 from testbed.errors import LabError
+from testbed.guest import qemu
 from testbed.labs import interpreter
 from testbed.labs.plan import ROOT_BECOMES
 
@@ -145,8 +147,16 @@ def _interrupts(control: int, guest: subprocess.Popen[bytes]) -> Iterator[list[i
             signal.signal(number, old)
 
 
+def _files_of(kernel: Path) -> list[Path]:
+    """What a guest reads of its kernel's files while it runs."""
+    modules = _modules(kernel)
+    return [kernel] if kernel.is_dir() else [Path(modules)] if modules else []
+
+
 def _modules(kernel: Path) -> str:
     """The folder of a packaged kernel's modules; empty for one that has everything built in."""
+    if machine := qemu.of(kernel):
+        return str(machine.modules)
     folder = kernel.parent.parent / "lib" / "uml" / "modules"
     return str(folder) if os.path.isdir(folder) else ""  # noqa: PTH112 (where nobody may look there is none)
 
@@ -186,7 +196,7 @@ def run(
     cwd = (cwd or Path.cwd()).resolve()
     folder = Path(tempfile.mkdtemp(prefix="testbed-guest-")).resolve()
     try:
-        seen = _needed_folders([cwd, *(path.resolve() for path in readable)])
+        seen = _needed_folders([cwd, *(path.resolve() for path in readable), *_files_of(kernel)])
         return _run_in(folder, argv, kernel, [path.resolve() for path in writable], seen, env, cwd, memory, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -201,7 +211,7 @@ def _becomes() -> int:
 
 def _prepare(folder: Path, plan: Mapping[str, Any]) -> None:
     """Lay out the folder that guest and host share; the part that the guest may write to is `guest`."""
-    folder.chmod(0o711)
+    folder.chmod(0o755)  # QEMU lists what is on the way to a file
     (folder / "memory").mkdir()
     shared = folder / "guest"
     shared.mkdir(mode=0o700)
@@ -223,8 +233,9 @@ def _run_in(
     memory: int,
     target: int,
 ) -> int:
+    machine = qemu.of(kernel)  # None: the kernel is a program itself
     try:
-        program = os.open(kernel, os.O_RDONLY | os.O_CLOEXEC)
+        program = os.open(machine.program if machine else kernel, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise LabError(f"the guest kernel cannot be read: {error.strerror}", where=str(kernel)) from error
     shared = folder / "guest"
@@ -240,14 +251,20 @@ def _run_in(
             "status": str(shared / "status"),
             "overlay_bytes": memory // OVERLAY_SHARE,
             "modules": _modules(kernel),
+            "shares": machine.shares(folders) if machine else {},
+            "lines": "hvc" if machine else "ttyS",
         },
     )
     relay = _Relay()
     out, err, console = relay.channel(target), relay.channel(2), relay.channel(None)
-    listening, control = os.pipe()
+    listening, control = _socket_pair() if machine else os.pipe()
     lifeline, held = os.pipe()  # its far end closes with this process, however that ends
-    first = ["init=" + interpreter(), "--", "-I", "-S", str(shared / "inside.py"), str(shared / "plan.json")]
-    runtime = [f"uml_dir={shared}/uml", "umid=guest"]
+    first = ["-I", "-S", str(shared / "inside.py"), str(shared / "plan.json")]
+    if machine:
+        boot = machine.arguments(memory, (out, err, listening), folders, [interpreter(), *first])
+    else:
+        boot = [*boot_line(memory, out, err, listening), f"uml_dir={shared}/uml", "umid=guest"]
+        boot += [f"init={interpreter()}", "--", *first]
     plan = {
         "parent": os.getpid(),
         "namespaces": True,
@@ -258,8 +275,12 @@ def _run_in(
         "memory_bytes": memory + (64 << 20),
         "memory_candidates": [path for path in (os.environ.get("TMPDIR"), "/dev/shm", "/tmp", "/var/tmp") if path],
         "kernel": program,
-        "argv": ["testbed-guest", *boot_line(memory, out, err, listening), *runtime, *first],
-        "env": {"HOME": str(shared), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        "argv": ["testbed-guest", *boot],
+        "env": {
+            "HOME": str(shared),
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            **(machine.environment if machine else {}),
+        },
         "pass": [out, err, listening],
         "lifeline": lifeline,
     }
@@ -297,6 +318,12 @@ def _run_in(
     if status is None:
         raise _died(relay.console, code)
     return status
+
+
+def _socket_pair() -> tuple[int, int]:
+    """QEMU listens on nothing less."""
+    ends = socket.socketpair()
+    return ends[0].detach(), ends[1].detach()
 
 
 def _tell(guest: subprocess.Popen[bytes], plan: Mapping[str, Any]) -> None:
