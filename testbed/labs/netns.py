@@ -8,16 +8,16 @@ import os
 import select
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
 
 from testbed.errors import CommandError, LabBusyError, LabError
-from testbed.labs import Progress, Quiet, interpreter, state
+from testbed.labs import Progress, Quiet, interpreter, residents, state
 from testbed.labs.base import TIMED_OUT, Result
 from testbed.labs.faults import LinkFaults, fault, require_features
 from testbed.labs.plan import ROOT_BECOMES, box_plan, wiring_faults
@@ -105,11 +105,43 @@ class NetnsNode:
         env: Mapping[str, str] | None = None,
     ) -> Result:
         """Run a command to its end; see `Place.run`."""
-        return self._run(self.entering(), argv, check=check, timeout=timeout, stdin=stdin, env=env)
+        return self._run(self.entering, argv, check=check, timeout=timeout, stdin=stdin, env=env)
+
+    def _ended(
+        self,
+        entering: Callable[[], Sequence[str]],
+        argv: Sequence[str],
+        data: bytes | None,
+        timeout: float,
+        env: Mapping[str, str],
+    ) -> residents.Ended:
+        """Run a command by the node's resident, or enter the node for it."""
+        resident = residents.resident_of(self)
+        if resident is not None:
+            with contextlib.suppress(residents.Gone):
+                return resident.run(argv, netns=self._inner_netns, env=env, stdin=data, timeout=timeout)
+        try:
+            done = subprocess.run(
+                [*entering(), *argv],
+                input=data,
+                stdin=subprocess.DEVNULL if data is None else None,
+                capture_output=True,
+                timeout=timeout,
+                check=False,
+                env=env,
+            )
+        except subprocess.TimeoutExpired as error:
+            return residents.Ended(None, error.stdout or b"", error.stderr or b"")
+        return residents.Ended(done.returncode, done.stdout, done.stderr)
+
+    @property
+    def _inner_netns(self) -> str:
+        """The path of the network namespace on the node that commands are in; empty for the node's own."""
+        return self.inner[1].removeprefix("--net=") if self.inner else ""
 
     def _run(
         self,
-        prefix: Sequence[str],
+        entering: Callable[[], Sequence[str]],
         argv: Sequence[str],
         *,
         check: bool,
@@ -119,21 +151,10 @@ class NetnsNode:
     ) -> Result:
         data = stdin.encode() if isinstance(stdin, str) else stdin
         began = time.monotonic()
-        try:
-            done = subprocess.run(
-                [*prefix, *argv],
-                input=data,
-                stdin=subprocess.DEVNULL if data is None else None,
-                capture_output=True,
-                timeout=timeout,
-                check=False,
-                env=ENVIRONMENT | dict(env or {}),
-            )
-            rc, out, err = done.returncode, done.stdout, done.stderr
-        except subprocess.TimeoutExpired as error:
-            rc, out, err = TIMED_OUT, error.stdout or b"", error.stderr or b""
-        seconds = time.monotonic() - began
-        result = Result(self.name, tuple(argv), rc, out.decode(errors="replace"), err.decode(errors="replace"), seconds)
+        done = self._ended(entering, argv, data, timeout, ENVIRONMENT | dict(env or {}))
+        rc, seconds = TIMED_OUT if done.code is None else done.code, time.monotonic() - began
+        out, err = (text.decode(errors="replace") for text in (done.out, done.err))
+        result = Result(self.name, tuple(argv), rc, out, err, seconds)
         if check and rc:
             raise CommandError(self.name, argv, rc, result.stderr or result.stdout)
         return result
@@ -153,12 +174,26 @@ class NetnsNode:
 
     def start(self, argv: Sequence[str], *, name: str, env: Mapping[str, str] | None = None) -> int:
         """Start a daemon on this node; see `Node.start`."""
-        words = ["sh", "-c", _START, "start", f"/var/log/{name}.log", f"/run/{name}.pid", *argv]
-        done = self._run(self.entering(stay=True), words, check=True, timeout=30, env=env)
+        log, pidfile = f"/var/log/{name}.log", f"/run/{name}.pid"
+        resident = residents.resident_of(self)
+        if resident is not None:
+            with contextlib.suppress(residents.Gone):
+                values = ENVIRONMENT | dict(env or {})
+                return resident.start(argv, netns=self._inner_netns, env=values, log=log, pidfile=pidfile)
+        words = ["sh", "-c", _START, "start", log, pidfile, *argv]
+        done = self._run(partial(self.entering, stay=True), words, check=True, timeout=30, env=env)
         return int(done.stdout)
 
     def read(self, path: str) -> bytes:
         """Return a file of this node. Raises FileNotFoundError."""
+        resident = residents.resident_of(self)
+        if resident is not None:
+            try:
+                return resident.read(path)
+            except residents.Gone:
+                pass
+            except OSError as error:
+                raise FileNotFoundError(f"{self.name}:{path}: {error.strerror}") from error
         done: subprocess.CompletedProcess[bytes] = subprocess.run(
             [*self.entering(), "cat", "--", path], capture_output=True, check=False, env=ENVIRONMENT
         )
@@ -168,6 +203,11 @@ class NetnsNode:
 
     def write(self, path: str, data: bytes | str, *, mode: int = 0o644) -> None:
         """Write a file on this node, making its folder where it is missing."""
+        resident = residents.resident_of(self)
+        if resident is not None:
+            with contextlib.suppress(residents.Gone, OSError):  # the other way says what is wrong
+                resident.write(path, data.encode() if isinstance(data, str) else data, mode)
+                return
         self.run(["sh", "-c", _WRITE, "write", path, f"{mode:o}"], stdin=data)
 
     def netns(self, path: str, name: str) -> NetnsNode:
@@ -234,6 +274,11 @@ class NetnsLab:
             self, link, LinkFault(delay, jitter, loss, reorder, duplicate, corrupt, rate, down=down, towards=towards)
         )
 
+    def settle(self, names: Iterable[str]) -> None:
+        """Make many commands on these machines cheap for as long as this process lives."""
+        for name in names:
+            residents.settle(self.nodes[name], ENVIRONMENT)
+
     def detach(self) -> None:
         """Let the lab outlive this process."""
         if self.lifeline is not None:
@@ -244,6 +289,8 @@ class NetnsLab:
     def down(self) -> None:
         """Kill the holder, and with it everything; then check that nothing is left. Raises LabError."""
         lab_id, holder = self.spec.id, self.record.holder
+        for node in self.nodes.values():
+            residents.leave(node)
         with state.locked(lab_id):
             if not holder.kill(DOWN_SECONDS):
                 raise LabError(

@@ -48,9 +48,11 @@ def make_lab() -> Iterator[Callable[[LabSpec], NetnsLab]]:
             lab.down()
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[NetnsLab]:
-    """One bare lab for tests that leave it as it was."""
+@pytest.fixture(scope="module", params=["entered", "settled"])
+def lab(request: pytest.FixtureRequest) -> Iterator[NetnsLab]:
+    """One bare lab for tests that leave it as it was; commands are run in it in both ways that there are."""
     lab = netns.bring_up(load_topology("flat", unique("shared")))
+    if request.param == "settled":
+        lab.settle(lab.nodes)
     yield lab
     lab.down()
