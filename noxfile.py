@@ -18,7 +18,6 @@ READY = (Path(sys.prefix) / "testbed-stamp").exists()  # this nox is that of the
 BACKENDS = ["vxlan", "vxlan_direct", "host_gw", "ipip", "ipip_direct", "udp", "wireguard", "ipsec", "dual_stack"]
 NOT_YET = {
     "mutants": "the proof that each check fails under its mutation",
-    "bundle": "the single file to carry to a machine without a network",
 }
 
 nox.options.default_venv_backend = "none"
@@ -72,6 +71,13 @@ def soak(session: nox.Session) -> None:
     """What takes long and asks for patience: 200 commands killed at random moments."""
     session.env.setdefault("TESTBED_KILLS", os.environ.get("TESTBED_KILLS", "200"))
     work(session, "soak", ("pytest", "tests/soak", *session.posargs))
+
+
+@nox.session
+def bundle(session: nox.Session) -> None:
+    """flanneld and its CNI plugin as one folder, dist/bundle/flannel, that runs where no Python is."""
+    where = ("--distpath", str(HERE / "dist/bundle"), "--workpath", str(HERE / "build/bundle"))
+    work(session, "bundle", ("PyInstaller", "--noconfirm", "--log-level=WARN", *where, "tools/bundle/flannel.spec"))
 
 
 def not_yet(name: str, what: str) -> None:
