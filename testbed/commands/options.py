@@ -11,11 +11,23 @@ import click
 from testbed.errors import Fault
 from testbed.flannelspec import normalise
 from testbed.labs.state import checked_id
-from testbed.options import RULES, RULES_HERE, RunOptions, default_name, key_values, node_paths, one_of, raise_faults
+from testbed.options import (
+    LABS,
+    LABS_HERE,
+    RULES,
+    RULES_HERE,
+    RunOptions,
+    default_name,
+    key_values,
+    node_paths,
+    one_of,
+    raise_faults,
+)
 
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--backend", default="vxlan", show_default=True, metavar="NAME", help="Which run's flannel."),
     click.option("--name", metavar="ID", help="The lab's name; by default the run's, and a hash of this folder."),
+    click.option("--lab", default=LABS_HERE[0], show_default=True, metavar="KIND", help=f"{' or '.join(LABS_HERE)}."),
     click.option("--set", "settings", multiple=True, metavar="K=V", help="An option of the topology: racks=8."),
     click.option("--mtu", type=int, metavar="BYTES", help="MTU of every link."),
     click.option("--rules", default=RULES[0], show_default=True, metavar="KIND", help=f"One of {', '.join(RULES)}."),
@@ -38,6 +50,7 @@ def run_options(
     topology: str | None,
     backend: str,
     name: str | None,
+    lab: str,
     settings: Sequence[str],
     mtu: int | None,
     rules: str,
@@ -53,6 +66,7 @@ def run_options(
         backend=run,
         name=checked_id(name or default_name(run, Path.cwd())),
         topology=topology,
+        lab=one_of("--lab", lab, LABS_HERE, LABS, faults),
         settings=key_values("--set", settings, faults),
         mtu=mtu,
         rules=one_of("--rules", rules, RULES_HERE, RULES, faults),

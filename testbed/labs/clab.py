@@ -5,15 +5,18 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from docker.errors import DockerException, NotFound
+from docker.errors import APIError, DockerException, NotFound
+from docker.models.containers import Container
 
 from testbed.clab.program import find_containerlab
 from testbed.engine.find import Engine, find_engine
@@ -29,8 +32,8 @@ from testbed.parallel import each
 from testbed.render import Images, cluster_name, render_lab
 
 LABEL = "containerlab"  # the lab's name, on each of its containers
-OWNER = "testbed-lab"
-"""Label of our containers: the folder of the lab that they belong to, which nobody else's lab has."""
+TOPOLOGY_FILE = "clab-topo-file"
+"""Label with the path of the file that it was deployed from: below our state, for a container of ours."""
 
 GONE_SECONDS = 20.0
 
@@ -255,13 +258,32 @@ def _wire(lab: ClabLab) -> None:
 
 def _remove(engine: Engine, spec: LabSpec) -> None:
     """Remove everything of a lab, however far it came."""
-    name, place = cluster_name(spec), folder_of(spec.id)
+    place = folder_of(spec.id)
     with _one_at_a_time():
         try:
-            for container in engine.client.containers.list(all=True, filters={"label": f"{LABEL}={name}"}):
-                if container.labels.get("clab-topo-file", "").startswith(f"{place}/"):
-                    with suppress(NotFound):
-                        container.remove(force=True, v=True)
+            each(_kill, _containers(engine, spec))
+            left = [str(container.name) for container in _containers(engine, spec)]
         except DockerException as error:
             raise LabError(f"lab {spec.id} cannot be removed: {error}", hint="is the Docker engine well?") from error
+        if left:
+            raise LabError(f"lab {spec.id} is down, but left containers behind: {' '.join(left)}")
+        links = [f"/run/netns/{container_name(spec, node.name)}" for node in spec.nodes]
+        way = engine.private.entering() if engine.private else ()
+        subprocess.run([*way, "rm", "-f", "--", *links], check=False, capture_output=True)
     shutil.rmtree(place, ignore_errors=True)
+
+
+def _containers(engine: Engine, spec: LabSpec) -> list[Container]:
+    """The lab's containers: of its name, and deployed from its folder."""
+    found = engine.client.containers.list(all=True, filters={"label": f"{LABEL}={cluster_name(spec)}"})
+    place = f"{folder_of(spec.id)}/"
+    return [container for container in found if container.labels.get(TOPOLOGY_FILE, "").startswith(place)]
+
+
+def _kill(container: Container) -> None:
+    with suppress(NotFound):
+        try:
+            container.remove(force=True, v=True)
+        except APIError as error:
+            if error.status_code != HTTPStatus.CONFLICT:  # it is being removed already
+                raise
