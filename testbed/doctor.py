@@ -202,7 +202,8 @@ _FEATURES: Mapping[str, tuple[str, str, str]] = {
     "wireguard": ("wireguard", "modprobe wireguard", _MODULE_COST),
     "xfrm": ("xfrm", "modprobe xfrm_user", _MODULE_COST),
     "esp4": ("esp4", "modprobe -a esp4 rfc4106", _MODULE_COST),
-    "netem": ("", "modprobe sch_netem", f"{_MODULE_COST}; needed only for --inject"),
+    "netem": ("", "modprobe sch_netem", f"{_MODULE_COST}; needed only for faults of links but `down`"),
+    "vrf": ("", "modprobe vrf", f"{_MODULE_COST}; needed only for topologies with leaf_vrf"),
 }
 
 

@@ -130,6 +130,7 @@ FEATURES: dict[str, Callable[[], None]] = {
     "xfrm": _commands("ip xfrm policy add src 10.9.9.1/32 dst 10.9.9.2/32 dir out"),
     "esp4": _commands(f"ip xfrm state add src 10.9.9.1 dst 10.9.9.2 {ESP} 0x{'5a' * 20} 128"),
     "netem": _commands("tc qdisc add dev v0 root netem delay 1ms"),
+    "vrf": _commands("ip link add red0 type vrf table 111", "ip link set red0 up"),
 }
 """What is made of each kind, in this order: `veth` and `proc` serve the later ones."""
 

@@ -14,6 +14,9 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 
 from testbed.linkfault import NETEM, LinkFault
 
+VRF = "vrf"
+"""The kernel feature that leaves with a VRF take."""
+
 UNDERLAY = "eth0"
 """Name of a node's interface to its leaf."""
 
@@ -54,6 +57,7 @@ class NodeSpec:
     loopback: IPv4Interface | None = None  # routers' BGP id; the outside host's address
     gateway: IPv4Address | None = None  # nodes only: their leaf
     bridge_address: IPv4Interface | None = None  # leaves only
+    vrf: str | None = None  # leaves only: where all their ports are, and their routing
     loopback6: IPv6Interface | None = None
     gateway6: IPv6Address | None = None
     bridge_address6: IPv6Interface | None = None
@@ -166,7 +170,8 @@ class LabSpec:
     @property
     def kernel_features(self) -> tuple[str, ...]:
         """What the lab itself takes of a kernel, beside what every lab does."""
-        return (NETEM,) if any(link.fault for link in self.links) else ()
+        netem = (NETEM,) if any(link.fault for link in self.links) else ()
+        return (*netem, VRF) if any(node.vrf for node in self.nodes) else netem
 
     @property
     def cluster_nodes(self) -> tuple[NodeSpec, ...]:
@@ -226,12 +231,13 @@ def fabric(
     outside: IPv4Address,
     control_plane: str,
     faults: Mapping[str, LinkFault] | None = None,
+    leaf_vrf: str | None = None,
 ) -> LabSpec:
     """Lay out a leaf-spine fabric: racks of nodes behind leaves, and a host beyond the spines.
 
     With no spine at all the outside host hangs on every leaf.  A leaf is `swpN` towards the spines and `nodeN`
     towards its nodes, which are ports of one bridge that holds the rack's gateway address (the subnet's first).
-    `faults` are what links do to packets, by the links' names.
+    `faults` are what links do to packets, by the links' names; `leaf_vrf` is the VRF of the leaves' ports and routing.
     """
     build = _Builder(lab_id, mtu, faults or {})
     for rack in racks:
@@ -265,6 +271,7 @@ def fabric(
                 asn=LEAF_ASN + number - 1,
                 loopback=IPv4Interface(f"172.31.{1 + number // 256}.{number % 256}/32"),
                 bridge_address=gateway,
+                vrf=leaf_vrf,
             )
         )
     for number, spine in enumerate(spines, 1):

@@ -133,6 +133,7 @@ class _Reading:
             ],
             outside=spec.outside,
             control_plane=spec.control_plane or racks[0].nodes[0][1],
+            leaf_vrf=spec.leaf_vrf,
             faults={name: link.fault for name, link in spec.links.items()},
         )
 

@@ -21,6 +21,10 @@ MAX_NAME = 12
 CONTROL_PLANE = "master1"
 RESERVED_NAMES = ("outside",)
 
+NO_VRFS = ("default", "all", "lo", "main", "local", "unspec")
+INTERFACES = r"(swp|node|out|eth|br)[0-9]+"
+"""What a VRF, which is a device and a table, cannot be called: those that are there, and the interfaces of leaves."""
+
 RESERVED = {
     "the fabric's loopbacks": IPv4Network("172.31.0.0/16"),
     "this host": IPv4Network("127.0.0.0/8"),
@@ -139,6 +143,16 @@ class LinkModel(_Model):
         return LinkFault(**self.model_dump())
 
 
+def _vrf(value: Any) -> Any:
+    name = _name(value)
+    if name in NO_VRFS or re.fullmatch(INTERFACES, name):
+        raise ValueError(f"{name} is the name of something else; such as fabric")
+    return name
+
+
+Vrf = Annotated[str, BeforeValidator(_vrf)]
+
+
 class TopologyModel(_Model):
     """A whole file."""
 
@@ -151,3 +165,4 @@ class TopologyModel(_Model):
     racks: Annotated[list[RackModel], Field(min_length=1)] | None = None
     clos: ClosModel | None = None
     links: dict[str, LinkModel] = {}
+    leaf_vrf: Vrf | None = None

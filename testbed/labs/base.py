@@ -114,6 +114,13 @@ class Node(Place, Protocol):
         """The same node, but inside the network namespace at that path on it (a pod's)."""
         ...
 
+    def in_vrf(self) -> Place:
+        """The same machine, but with the sockets of what runs there in its VRF; itself where it has none.
+
+        It is what `ip vrf exec` does on a switch.  Sockets below IP (tcpdump's) are in no VRF.
+        """
+        ...
+
 
 class Lab(Protocol):
     """A lab that is up."""

@@ -13,7 +13,7 @@ from testbed.doctor import probe_features
 from testbed.errors import CommandError, Fault, InputError, LabError
 from testbed.labs.base import Lab
 from testbed.linkfault import NETEM, LinkFault, problems
-from testbed.model import LabSpec, LinkEnd, LinkSpec
+from testbed.model import VRF, LabSpec, LinkEnd, LinkSpec
 from testbed.nodes.fabric import wait_converged
 
 UNKNOWN_QDISC = "qdisc kind is unknown"
@@ -35,7 +35,7 @@ class FaultyLab(Lab, Protocol):
 NOTICED_SECONDS = 10.0
 """How long routing may take to see that a link is down: BGP's hold time, if nothing else tells it."""
 
-WHAT_FOR = {NETEM: "which faults of links are made with"}
+WHAT_FOR = {NETEM: "which faults of links are made with", VRF: "which leaves are to have"}
 
 
 def lacks(where: str, features: Iterable[str]) -> LabError:
@@ -184,7 +184,9 @@ def _wait_noticed(lab: Lab, link: LinkSpec) -> None:
 
 def _routes_by(lab: Lab, end: LinkEnd) -> list[str]:
     """The prefixes that a router still reaches by an interface, by what BGP has told it."""
-    routes = json.loads(lab.node(end.node).run(["ip", "-j", "-4", "route", "show", "proto", "bgp"]).stdout)
+    node = lab.node(end.node)
+    where = ("vrf", node.spec.vrf) if node.spec.vrf else ()
+    routes = json.loads(node.run(["ip", "-j", "-4", "route", "show", "proto", "bgp", *where]).stdout)
     return [route["dst"] for route in routes if end.iface in [hop.get("dev") for hop in route.get("nexthops", [route])]]
 
 

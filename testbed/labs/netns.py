@@ -14,13 +14,13 @@ from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from testbed.errors import CommandError, LabBusyError, LabError
 from testbed.labs import Progress, Quiet, interpreter, residents, state
 from testbed.labs.base import TIMED_OUT, Result
 from testbed.labs.faults import LinkFaults, fault, require_features
-from testbed.labs.plan import ROOT_BECOMES, box_plan, wiring_faults
+from testbed.labs.plan import ROOT_BECOMES, VRF_EXEC, box_plan, wiring_faults
 from testbed.linkfault import LinkFault
 from testbed.model import LabSpec, LinkSpec, NodeSpec
 
@@ -79,6 +79,7 @@ class NetnsNode:
     pid: int  # inside the box
     inner: tuple[str, ...] = ()
     label: str = ""
+    via: tuple[str, ...] = ()  # the program that runs every command here
 
     @property
     def name(self) -> str:
@@ -105,7 +106,7 @@ class NetnsNode:
         env: Mapping[str, str] | None = None,
     ) -> Result:
         """Run a command to its end; see `Place.run`."""
-        return self._run(self.entering, argv, check=check, timeout=timeout, stdin=stdin, env=env)
+        return self._run(self.entering, [*self.via, *argv], check=check, timeout=timeout, stdin=stdin, env=env)
 
     def _ended(
         self,
@@ -164,7 +165,7 @@ class NetnsNode:
     ) -> subprocess.Popen[bytes]:
         """Start a command that runs on, output piped; see `Place.spawn`."""
         return subprocess.Popen(
-            [*self.entering(), *argv],
+            [*self.entering(), *self.via, *argv],
             stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -179,8 +180,8 @@ class NetnsNode:
         if resident is not None:
             with contextlib.suppress(residents.Gone):
                 values = ENVIRONMENT | dict(env or {})
-                return resident.start(argv, netns=self._inner_netns, env=values, log=log, pidfile=pidfile)
-        words = ["sh", "-c", _START, "start", log, pidfile, *argv]
+                return resident.start([*self.via, *argv], netns=self._inner_netns, env=values, log=log, pidfile=pidfile)
+        words = ["sh", "-c", _START, "start", log, pidfile, *self.via, *argv]
         done = self._run(partial(self.entering, stay=True), words, check=True, timeout=30, env=env)
         return int(done.stdout)
 
@@ -214,9 +215,16 @@ class NetnsNode:
         """This node, but inside the network namespace at that path."""
         return replace(self, inner=("nsenter", f"--net={path}", "--"), label=name)
 
+    def in_vrf(self) -> Self:
+        """This machine, but with the sockets of what runs there in its VRF; see `Node.in_vrf`."""
+        if not self.spec.vrf:
+            return self
+        via = (interpreter(), "-I", "-S", VRF_EXEC, self.spec.vrf)
+        return replace(self, via=via, label=f"{self.name}/{self.spec.vrf}")
+
     def interactive(self, argv: Sequence[str]) -> int:
         """Run a command on the caller's own terminal; returns its exit code."""
-        words = [*self.entering(stay=True), *argv]
+        words = [*self.entering(stay=True), *self.via, *argv]
         env = ENVIRONMENT | {key: os.environ[key] for key in ("TERM", "COLORTERM") if key in os.environ}
         return subprocess.run(words, check=False, env=env).returncode
 
@@ -318,16 +326,6 @@ def processes_in(pid_namespace: int) -> list[int]:
     return found
 
 
-def open_lab(lab_id: str) -> NetnsLab:
-    """Return a lab that was brought up earlier. Raises LabError where there is none."""
-    record = state.read_record(lab_id)
-    if record is None or not record.holder.alive:
-        others = [name for name in state.known_ids() if name != lab_id]
-        known = f"labs that are up: {', '.join(others)}" if others else "no lab is up; `testbed up` makes one"
-        raise LabError(f"lab {lab_id} is not up", hint=known)
-    return NetnsLab(record)
-
-
 def bring_up(spec: LabSpec, *, progress: Progress | None = None) -> NetnsLab:
     """Make a lab from its model and check its wiring; it ends with this process until it is detached.
 
@@ -426,20 +424,3 @@ def _understand(answers: Iterable[dict[str, Any]], stderr: IO[bytes]) -> tuple[i
         pid = answer["pid"]
     said = stderr.read().decode(errors="replace").strip()
     raise LabError(f"the lab could not be made\n{said}".rstrip(), hint="`testbed doctor` says what is missing")
-
-
-def down_all() -> list[str]:
-    """Remove every lab of this user, dead or alive, and what killed commands left; returns the labs' ids."""
-    removed = []
-    for lab_id in state.known_ids():
-        try:
-            record = state.read_record(lab_id)
-        except LabError:
-            state.salvage(lab_id)
-            removed.append(lab_id)
-            continue
-        if record:
-            NetnsLab(record).down()
-            removed.append(lab_id)
-    state.sweep()
-    return removed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import resources
 from typing import Any
 
 from testbed.model import BRIDGE, UNDERLAY, IfaceSpec, LabSpec, NodeSpec, Role, lab_mac
@@ -34,6 +35,12 @@ NODE_SYSCTLS = COMMON_SYSCTLS | {
     "?net/bridge/bridge-nf-call-ip6tables": "1",
 }
 
+VRF_TABLE = 1001
+"""The routing table of a leaf's VRF."""
+
+VRF_EXEC = "/opt/testbed/vrfexec.py"
+"""Where a leaf with a VRF has the program that puts a command's sockets in it."""
+
 #: zebra first: bgpd asks it for everything, and asks again only after seconds.
 FRR = (
     {"name": "zebra", "ready": "/run/frr/zserv.api"},
@@ -64,20 +71,23 @@ def link_batch(lab: LabSpec) -> str:
 def node_batch(lab: LabSpec, node: NodeSpec) -> str:
     """The `ip -batch` that a machine runs in its own namespace."""
     lines = ["link set lo up"]
-    if node.loopback:
-        lines.append(f"addr replace {node.loopback} dev lo")
-    if node.loopback6:
-        lines.append(f"addr replace {node.loopback6} dev lo")
+    if node.vrf:
+        lines.append(f"link add {node.vrf} type vrf table {VRF_TABLE}")
+        lines.append(f"link set {node.vrf} up")
+    loopbacks = filter(None, (node.loopback, node.loopback6))
+    lines += [f"addr replace {loopback} dev {node.vrf or 'lo'}" for loopback in loopbacks]
     if node.bridge_address:
         mac = lab_mac(lab.id, node.name, BRIDGE)
         lines.append(f"link add {BRIDGE} mtu {lab.mtu} address {mac} type bridge stp_state 0")
+        if node.vrf:
+            lines.append(f"link set {BRIDGE} master {node.vrf}")
         lines.append(f"addr replace {node.bridge_address} dev {BRIDGE}")
         if node.bridge_address6:
             lines.append(f"addr replace {node.bridge_address6} dev {BRIDGE} nodad")
         lines.append(f"link set {BRIDGE} up")
     for iface in node.ifaces:
-        if iface.bridge:
-            lines.append(f"link set {iface.name} master {iface.bridge}")
+        if master := iface.bridge or node.vrf:
+            lines.append(f"link set {iface.name} master {master}")
         if iface.address:
             lines.append(f"addr replace {iface.address} brd + dev {iface.name}")
         if iface.address6:
@@ -111,6 +121,8 @@ def node_plan(lab: LabSpec, node: NodeSpec) -> dict[str, Any]:
     }
     if node.routes:
         files |= {f"/etc/frr/{name}": text for name, text in render_frr(node, lab).items()}
+    if node.vrf:
+        files[VRF_EXEC] = resources.files("testbed.labs").joinpath("vrfexec.py").read_text()
     return {
         "name": node.name,
         "files": files,
@@ -147,12 +159,14 @@ def _node_faults(node: NodeSpec, facts: Mapping[str, Any]) -> list[str]:
         if link is None:
             faults.append(f"{where} is missing")
             continue
-        faults += [f"{where}: {text}" for text in _iface_faults(iface, link)]
+        faults += [f"{where}: {text}" for text in _iface_faults(node, iface, link)]
         switched_on = [name for name, on in facts["offloads"].get(iface.name, {}).items() if on]
         if switched_on:
             faults.append(f"{where}: offloads still on: {' '.join(switched_on)}")
     if node.role is Role.LEAF and node.bridge_address:
         bridge = links.get(BRIDGE)
+        if bridge is not None and bridge.get("master") != node.vrf:
+            faults.append(f"{node.name}:{BRIDGE}: belongs to {bridge.get('master')}, not {node.vrf}")
         for address in filter(None, (node.bridge_address, node.bridge_address6)):
             if bridge is None or str(address) not in _addresses(bridge):
                 faults.append(f"{node.name}:{BRIDGE} lacks {address}")
@@ -163,7 +177,7 @@ def _addresses(link: Mapping[str, Any]) -> list[str]:
     return [f"{a['local']}/{a['prefixlen']}" for a in link["addr_info"] if a["scope"] == "global"]
 
 
-def _iface_faults(iface: IfaceSpec, link: Mapping[str, Any]) -> list[str]:
+def _iface_faults(node: NodeSpec, iface: IfaceSpec, link: Mapping[str, Any]) -> list[str]:
     faults = []
     if link["mtu"] != iface.mtu:
         faults.append(f"MTU {link['mtu']}, not {iface.mtu}")
@@ -171,8 +185,9 @@ def _iface_faults(iface: IfaceSpec, link: Mapping[str, Any]) -> list[str]:
         faults.append(f"MAC {link['address']}, not {iface.mac}")
     if "UP" not in link["flags"]:
         faults.append("is down")
-    if link.get("master") != iface.bridge:
-        faults.append(f"belongs to {link.get('master')}, not {iface.bridge}")
+    master = iface.bridge or node.vrf
+    if link.get("master") != master:
+        faults.append(f"belongs to {link.get('master')}, not {master}")
     wanted = [str(address) for address in (iface.address, iface.address6) if address]
     if _addresses(link) != wanted:
         faults.append(f"addresses {_addresses(link)}, not {wanted}")

@@ -32,7 +32,8 @@ def missing_paths(lab: Lab, router: NodeSpec) -> list[str]:
     """What a router has not learned yet, a line each."""
     have: dict[str, int] = {}
     for family, length in (("-4", 32), ("-6", 128)) if router.loopback6 else (("-4", 32),):
-        for route in json.loads(lab.node(router.name).run(["ip", "-j", family, "route", "show"]).stdout):
+        argv = ["ip", "-j", family, "route", "show", *(("vrf", router.vrf) if router.vrf else ())]
+        for route in json.loads(lab.node(router.name).run(argv).stdout):
             prefix = route["dst"] if "/" in route["dst"] else f"{route['dst']}/{length}"
             have[prefix] = len(route.get("nexthops", [0]))
     return [
