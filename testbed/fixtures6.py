@@ -100,8 +100,12 @@ class Facts6:
         }
 
     def mtu(self, node: str) -> int:
-        """The largest IPv6 packet that passes from that node's pods to another node's."""
+        """The largest IPv6 packet that passes through that node's tunnel."""
         return self.cluster.flannel.mtu6_of(self.cluster.lab.spec.node(node).underlay.mtu)
+
+    def path_mtu(self, node: str, peer: str) -> int:
+        """The largest IPv6 packet between the pods of two nodes: pods have FLANNEL_MTU, the tunnel may have less."""
+        return self.mtu(node) if self.facts.tunnelled(node, peer) else self.facts.mtu(node)
 
     def node_source(self, node: str, peer: str) -> IPv6Address:
         """The source of what a node itself sends to a peer's pods: the tunnel's address, or the node's own."""

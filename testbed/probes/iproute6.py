@@ -70,7 +70,7 @@ class State6:
 
 def read_state6(place: Place, *, fdb: bool = True) -> State6:
     """Read addresses, routes, neighbours and, on a node, forwarding entries. Raises LabError."""
-    commands = "address show scope global\nroute show table main\nneighbour show nud all\n"
+    commands = "address show\nroute show table main\nneighbour show nud all\n"
     text = place.run(["ip", "-6", "-j", "-d", "-batch", "-"], stdin=commands).stdout
     entries = place.run(["bridge", "-j", "fdb", "show"]).stdout if fdb else "[]"
     return parse_state6(text, entries, place.name)
@@ -93,7 +93,8 @@ def parse_state6(text: str, entries: str, where: str) -> State6:
 
 
 def _addresses(item: Mapping[str, Any]) -> tuple[IPv6Interface, ...]:
-    return tuple(IPv6Interface((entry["local"], entry["prefixlen"])) for entry in item.get("addr_info", ()))
+    listed = [entry for entry in item.get("addr_info", ()) if entry.get("scope") == "global"]
+    return tuple(IPv6Interface((entry["local"], entry["prefixlen"])) for entry in listed)
 
 
 def _route(item: Mapping[str, Any]) -> Route6:
