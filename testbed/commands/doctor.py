@@ -8,9 +8,8 @@ from dataclasses import asdict
 import click
 
 from testbed.doctor import SCHEMA, Diagnosis, Finding, diagnose
-from testbed.errors import LabError
-from testbed.guest.build import Kernel
-from testbed.guest.kernels import ready_kernel
+from testbed.flannelspec import BACKENDS
+from testbed.guest.table import Guest, features, guest, rows
 
 
 @click.command()
@@ -22,38 +21,37 @@ def doctor(as_json: bool, show_all: bool) -> int:
     Looks at tools, kernel features (by using them in thrown-away namespaces), limits and policies.  Exits 0 if the
     runs of the embedded lab can work here, 2 if not.
     """
-    found = diagnose()
+    found, there = diagnose(), guest()
     if as_json:
-        click.echo(json.dumps(_as_json(found), indent=2))
+        click.echo(json.dumps(_as_json(found, there), indent=2))
     else:
         _print(found, show_all)
+        _print_kernels(found, there)
     return int(found.exit_code)
 
 
-def _as_json(found: Diagnosis) -> dict[str, object]:
+def _as_json(found: Diagnosis, there: Guest) -> dict[str, object]:
+    by_run = {entry.run: entry for entry in rows(found, there)}
+    runs = [
+        {
+            "name": run,
+            "works": not why,
+            "reasons": list(why),
+            "rows": {"host": list(by_run[run].host), "guest": list(by_run[run].guest)},
+        }
+        for run, why in found.reasons.items()
+    ]
+    kernel = asdict(there.kernel) | {"path": str(there.kernel.path)} if there.kernel else None
     return {
         "schema": SCHEMA,
         "machine": dict(found.machine),
         "findings": [asdict(finding) for finding in found.findings],
-        "runs": [{"name": run, "works": not why, "reasons": list(why)} for run, why in found.reasons.items()],
-        "guest": asdict(guest) | {"path": str(guest.path)} if (guest := _guest()) else None,
+        "runs": runs,
+        "guest": kernel,
+        "guest_ready": there.ready,
+        "features": [asdict(feature) for feature in features(found, there)],
         "exit": int(found.exit_code),
     }
-
-
-def _guest() -> Kernel | None:
-    """The guest kernel that is there; what is wrong with one is said where it is used."""
-    try:
-        return ready_kernel()
-    except LabError:
-        return None
-
-
-def _guest_line() -> str:
-    guest = _guest()
-    if guest is None:
-        return "no guest kernel yet: `testbed kernel build` makes one, and what this kernel lacks works in it"
-    return f"guest kernel {guest.version}: what this kernel lacks works in it; `testbed kernel check` proves it"
 
 
 def _state(finding: Finding) -> str:
@@ -88,8 +86,28 @@ def _print(found: Diagnosis, show_all: bool) -> None:
                 f"{finding.kind}\n[bold]{escape(finding.name)}[/bold]\n{_state(finding)}", escape(_text(finding))
             )
         console.print(table)
-    table = Table("run", "works here", "why not")
-    for run, why in found.reasons.items():
-        table.add_row(run, "[red]no[/red]" if why else "[green]yes[/green]", escape("; ".join(why)))
+
+
+def _print_kernels(found: Diagnosis, there: Guest) -> None:
+    """The features that this kernel and the guest have, and what each run can check on them."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    def mark(ok: bool) -> str:
+        return "[green]yes[/green]" if ok else "[red]no[/red]"
+
+    title = "guest" if there.ready else "guest, when built"
+    console = Console(highlight=False)
+    table = Table("kernel feature", "needed by", "here", title)
+    for feature in features(found, there):
+        needed = "every run" if feature.needed_by == tuple(BACKENDS) else ", ".join(feature.needed_by) or "some checks"
+        table.add_row(feature.name, needed, mark(feature.host), mark(feature.guest))
     console.print(table)
-    console.print(_guest_line(), markup=False)
+    table = Table("run", "checks here", f"checks in the {title}", "why not here")
+    for entry in rows(found, there):
+        why = escape("; ".join(found.reasons[entry.run]))
+        counts = (f"[green]{len(ids)}[/green]" if ids else "[red]none[/red]" for ids in (entry.host, entry.guest))
+        table.add_row(entry.run, *counts, why)
+    console.print(table)
+    console.print(there.words, markup=False)

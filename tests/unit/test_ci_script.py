@@ -132,9 +132,9 @@ def test_two_guests_run_side_by_side_and_their_output_is_not_mixed(checkout: Che
     assert marks == ["begins", "begins", "ends", "ends"]
     lines = said.splitlines()
     for who in ("root", "an ordinary user"):
-        start = lines.index(f"===== ipip ipip_direct wireguard as {who}")
+        start = lines.index(f"===== ipip ipip_direct wireguard ipsec dual_stack as {who}")
         assert lines[start + 1] == "output of ipip"
-        assert lines[start + 2].startswith(f"===== ipip ipip_direct wireguard as {who}: exit 0")
+        assert lines[start + 2].startswith(f"===== ipip ipip_direct wireguard ipsec dual_stack as {who}: exit 0")
 
 
 def test_a_stage_that_fails_stops_no_other_and_is_the_exit_code(checkout: Checkout) -> None:
@@ -148,7 +148,7 @@ def test_a_stage_that_fails_stops_no_other_and_is_the_exit_code(checkout: Checko
 def test_a_guest_kernel_that_is_late_skips_its_stages_by_name(checkout: Checkout) -> None:
     code, said = checkout.ci(BUILD_SECONDS="100", CI_TOTAL_SECONDS="60", CI_TESTS_SECONDS="59")
     assert code == 0, said
-    for name in ("guest: checks", "guest: vxlan host_gw udp", "ipip ipip_direct wireguard"):
+    for name in ("guest: checks", "guest: vxlan host_gw udp", "ipip ipip_direct wireguard ipsec dual_stack"):
         assert f"SKIPPED {name}: the guest kernel was not built in the time that there was" in said
     assert runs(checkout, "tests")
     assert not runs(checkout, "wireguard")

@@ -12,6 +12,8 @@ import pytest
 from testbed import cli, doctor
 from testbed.errors import Exit, LabError
 from testbed.flannelspec import BACKENDS
+from testbed.guest import table
+from testbed.guest.build import Kernel
 
 ALL = tuple(BACKENDS)
 
@@ -167,6 +169,7 @@ def test_json_has_the_promised_shape(machine: dict[str, dict[str, object]], caps
     assert answer["exit"] == 2
     runs = {run["name"]: run for run in answer["runs"]}
     assert set(runs) == set(BACKENDS)
+    assert runs["vxlan"].pop("rows")["host"] == []
     assert runs["vxlan"] == {"name": "vxlan", "works": False, "reasons": ["kernel lacks vxlan"]}
     assert runs["udp"]["works"]
 
@@ -177,7 +180,8 @@ def test_the_table_tells_what_is_missing_and_nothing_else(
     monkeypatch.setenv("COLUMNS", "160")
     machine["tun"] = {"ok": False, "detail": "Permission denied"}
     cli.invoke(["doctor"])
-    text = capsys.readouterr().out
+    text, _, features = capsys.readouterr().out.partition("kernel feature")
+    assert "hash_policy" in features, "the feature table has them all"
     assert "Permission denied" in text
     assert "chmod 0666 /dev/net/tun" in text
     assert "hash_policy" not in text
@@ -207,3 +211,66 @@ def test_the_probe_tells_what_cannot_be_made() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == {"user_namespace": {"ok": False, "detail": "Operation not permitted"}}
+
+
+def outlook(monkeypatch: pytest.MonkeyPatch, kernel: Kernel | None) -> table.Guest:
+    monkeypatch.setattr(table, "ready_kernel", lambda: kernel)
+    return table.guest()
+
+
+def checked(found: doctor.Diagnosis, there: table.Guest) -> dict[str, table.RunRows]:
+    return {entry.run: entry for entry in table.rows(found, there)}
+
+
+def test_what_the_host_lacks_the_guest_has_and_its_rows_with_it(
+    machine: dict[str, dict[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine["wireguard"] = {"ok": False, "detail": "Unknown device type."}
+    there = outlook(monkeypatch, Kernel(Path("/k"), "7.3", "built"))
+    found = doctor.diagnose()
+    features = {feature.name: feature for feature in table.features(found, there)}
+    assert (features["wireguard"].host, features["wireguard"].guest) == (False, True)
+    assert features["wireguard"].needed_by == ("wireguard",)
+    runs = checked(found, there)
+    assert runs["wireguard"].host == ()
+    assert "WG-01" in runs["wireguard"].guest
+    assert runs["vxlan"].host == runs["vxlan"].guest
+    assert "WG-01" not in runs["vxlan"].guest
+
+
+def test_a_guest_that_lacks_something_is_told_so(
+    machine: dict[str, dict[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = outlook(monkeypatch, Kernel(Path("/k"), "6.1", "packaged", lacks=("wireguard", "nftables")))
+    runs = checked(doctor.diagnose(), there)
+    assert runs["wireguard"].guest == ()
+    assert runs["wireguard"].host
+    assert runs["ipip"].guest
+
+
+def test_a_guest_that_is_not_there_is_told_as_what_it_will_have_and_nothing_is_built(
+    machine: dict[str, dict[str, object]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from testbed.guest import kernels
+
+    for way in kernels.WAYS:
+        monkeypatch.setitem(kernels.WAYS, way, lambda _: pytest.fail("it built something"))
+    there = outlook(monkeypatch, None)
+    assert not there.ready
+    assert there.features >= set(doctor._FEATURES)
+    assert cli.invoke(["doctor"]) == 0
+    assert "when built" in capsys.readouterr().out
+    assert cli.invoke(["doctor", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["guest"] is None
+    assert not told["guest_ready"]
+    wireguard = next(run for run in told["runs"] if run["name"] == "wireguard")
+    assert "WG-01" in wireguard["rows"]["guest"]
+
+
+def test_a_missing_tool_stops_the_guest_s_runs_too(
+    machine: dict[str, dict[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "find_tool", lambda tool: None if tool.program == "etcd" else "/bin/x")
+    there = outlook(monkeypatch, Kernel(Path("/k"), "7.3", "built"))
+    assert all(entry.host == entry.guest == () for entry in table.rows(doctor.diagnose(), there))
