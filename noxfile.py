@@ -59,11 +59,9 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """What measures speed, memory and scale; each program prints its figures."""
-    programs = sorted((HERE / "benchmarks").glob("bench_*.py"))
-    if not programs:
-        session.error("there is no benchmark yet")
-    work(session, "bench", *((f"benchmarks.{program.stem}", *session.posargs) for program in programs))
+    """What measures speed, memory and scale. Words after -- are for flanneld's figures, which then come alone."""
+    others = () if session.posargs else (("benchmarks.bench_labs",), ("benchmarks.bench_render",))
+    work(session, "bench", ("benchmarks.bench_flanneld", *session.posargs), *others)
 
 
 @nox.session

@@ -12,7 +12,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figures import Figure, table
 from testbed.deadline import Deadline
+from testbed.errors import TestbedError
 from testbed.nodes import deploy
 from testbed.nodes.deploy import Cluster
 from testbed.nodes.kubernetes import Call
@@ -61,33 +63,45 @@ def figures(cluster: Cluster, name: str, nodes: int) -> dict[str, float]:
     return {"ready s": ready, "all routes s": routes, "CPU s": ticks / os.sysconf("SC_CLK_TCK"), "RSS MB": resident}
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--nodes", type=int, default=1000)
-    parser.add_argument("--peer", type=Path)
-    given, _ = parser.parse_known_args()  # `nox -s bench` hands all benchmarks the same words
+def kubernetes(nodes: int, peer: Path | None) -> list[Figure]:
+    """The figures among so many nodes."""
     options = RunOptions(
         backend="vxlan",
         name=f"bench-{os.getpid()}",
         topology="flat",
         store="kubernetes",
         net_conf={"Network": "10.96.0.0/12", "SubnetLen": "24"},
-        flanneld={"worker2": given.peer} if given.peer else {},
+        flanneld={"worker2": peer} if peer else {},
     )
-    cluster = deploy.bring_up(options)
     try:
-        for first in range(BATCH, given.nodes + BATCH, BATCH):
+        cluster = deploy.bring_up(options)
+    except TestbedError as error:
+        return [Figure("kubernetes", "", None, note=f"not measured: {error}")]
+    try:
+        for first in range(BATCH, nodes + BATCH, BATCH):
             cluster.kubernetes.ask(*[Call("POST", "/api/v1/nodes", node(one)) for one in range(first, first + BATCH)])
-        rows = {"bundled": figures(cluster, "worker1", given.nodes)}
-        if given.peer:
-            rows["peer"] = figures(cluster, "worker2", given.nodes)
-            rows["ratio"] = {key: value / rows["peer"][key] for key, value in rows["bundled"].items()}
+        ours = figures(cluster, "worker1", nodes)
+        theirs = figures(cluster, "worker2", nodes) if peer else {}
     finally:
         cluster.lab.down()
-    print(f"{given.nodes} nodes".ljust(14) + "".join(f"{key:>14}" for key in rows["bundled"]))
-    for name, row in rows.items():
-        print(name.ljust(14) + "".join(f"{value:>14.2f}" for value in row.values()))
+    rows = (
+        ("memory", "RSS MB", "MB", 0.8),
+        ("CPU to all routes", "CPU s", "s", None),
+        ("all routes", "all routes s", "s", None),
+    )
+    return [
+        Figure(f"{what}, Kubernetes store, {nodes} nodes", unit, ours[key], theirs.get(key), aim=aim)
+        for what, key, unit, aim in rows
+    ]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nodes", type=int, default=1000)
+    parser.add_argument("--peer", type=Path)
+    given = parser.parse_args()
+    print(table(kubernetes(given.nodes, given.peer)))
 
 
 if __name__ == "__main__":

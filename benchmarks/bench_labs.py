@@ -64,6 +64,7 @@ def whole(backend: str) -> dict[str, float]:
     began = time.monotonic()
     cluster = deploy.bring_up(options)
     up = time.monotonic() - began
+    assert isinstance(cluster.lab, NetnsLab)
     memory = resident(cluster.lab)
     return {"up s": up, "MB": memory, "down s": timed(cluster.lab.down)}
 
