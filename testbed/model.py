@@ -148,8 +148,10 @@ class LabSpec:
     links: tuple[LinkSpec, ...]
     control_plane: str
     _index: dict[str, NodeSpec] = field(init=False, repr=False, compare=False)
+    _faulty: tuple[LinkSpec, ...] = field(init=False, repr=False, compare=False)  # a big fabric has many links
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_faulty", tuple(link for link in self.links if link.fault))
         object.__setattr__(self, "_index", {n.name: n for n in self.nodes})
 
     def node(self, name: str) -> NodeSpec:
@@ -167,10 +169,20 @@ class LabSpec:
                 return link
         raise KeyError(f"{self.topology} has no link {name}")
 
+    def faults_of(self, node: str) -> tuple[tuple[str, LinkFault], ...]:
+        """What its links' faults do to what a machine sends, by its interfaces."""
+        return tuple(
+            (end.iface, link.fault)
+            for link in self._faulty
+            if link.fault
+            for end in link.senders(link.fault)
+            if end.node == node
+        )
+
     @property
     def kernel_features(self) -> tuple[str, ...]:
         """What the lab itself takes of a kernel, beside what every lab does."""
-        netem = (NETEM,) if any(link.fault for link in self.links) else ()
+        netem = (NETEM,) if self._faulty else ()
         return (*netem, VRF) if any(node.vrf for node in self.nodes) else netem
 
     @property

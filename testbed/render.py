@@ -105,13 +105,25 @@ def render_clab(lab: LabSpec, images: Images, *, kind: bool = False) -> str:
     """A containerlab topology: all machines as containers, or (`kind`) the fabric around a kind cluster's nodes."""
     outer = kind_nodes(lab) if kind else {}
 
-    def end(at: LinkEnd) -> dict[str, str]:
-        iface = FABRIC_IN_KIND if at.node in outer and at.iface == UNDERLAY else at.iface
-        return {"node": outer.get(at.node, at.node), "iface": iface, "mac": lab.node(at.node).iface(at.iface).mac}
+    def called(node: str, iface: str) -> str:
+        return FABRIC_IN_KIND if node in outer and iface == UNDERLAY else iface
 
+    def end(at: LinkEnd) -> dict[str, str]:
+        mac = lab.node(at.node).iface(at.iface).mac
+        return {"node": outer.get(at.node, at.node), "iface": called(at.node, at.iface), "mac": mac}
+
+    faults = {
+        node.name: [
+            f"tc qdisc replace dev {called(node.name, iface)} root {' '.join(fault.netem())}"
+            for iface, fault in lab.faults_of(node.name)
+        ]
+        for node in lab.nodes
+    }
     links = [{"mtu": link.mtu, "ends": [end(link.a), end(link.b)]} for link in lab.links]
     name = cluster_name(lab)
-    return render("topologies", "clab.yml.j2", lab=lab, name=name, images=images, outer=outer, links=links)
+    return render(
+        "topologies", "clab.yml.j2", lab=lab, name=name, images=images, outer=outer, links=links, faults=faults
+    )
 
 
 def render_kind(lab: LabSpec, flannel: FlannelSpec, images: Images, *, artefacts: str) -> str:

@@ -51,6 +51,9 @@ def check_clab(text: str, lab: LabSpec, outer: Mapping[str, str], underlay: str)
             _same(f"restart policy of {name}", "no", group.get("restart-policy"))
         _same(f"network mode of {name}", None, node.get("network-mode", group.get("network-mode")))
 
+    commands = {name: node["exec"] for name, node in nodes.items() if "exec" in node}
+    _same("faults of links", _fault_commands(lab, outer, underlay), commands)
+
     def end(at: LinkEnd) -> tuple[str, str, str]:
         iface = underlay if at.node in outer and at.iface == UNDERLAY else at.iface
         return outer.get(at.node, at.node), iface, lab.node(at.node).iface(at.iface).mac
@@ -62,6 +65,16 @@ def check_clab(text: str, lab: LabSpec, outer: Mapping[str, str], underlay: str)
     _same("links", wanted, got)
     long = [iface for link in wanted for _, iface, _ in (link[1], link[2]) if len(iface) > MAX_INTERFACE]
     _same("names of interfaces", [], long)
+
+
+def _fault_commands(lab: LabSpec, outer: Mapping[str, str], underlay: str) -> dict[str, list[str]]:
+    wanted: dict[str, list[str]] = {}
+    for node in lab.nodes:
+        for iface, fault in lab.faults_of(node.name):
+            device = underlay if node.name in outer and iface == UNDERLAY else iface
+            words = ["tc", "qdisc", "replace", "dev", device, "root", *fault.netem()]
+            wanted.setdefault(outer.get(node.name, node.name), []).append(" ".join(words))
+    return wanted
 
 
 def check_kind(text: str, lab: LabSpec, flannel: FlannelSpec, order: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ import click
 
 from testbed.commands.labs import find_lab, name_option
 from testbed.errors import LabError
+from testbed.labs.faults import declared, present
 from testbed.report.drawing import draw
 from testbed.topology import load_topology
 
@@ -20,10 +21,12 @@ from testbed.topology import load_topology
 def graph(name: str | None, topology: str | None, output: Path) -> None:
     """Draw a lab, or a topology, as SVG."""
     if topology:
-        svg = draw(load_topology(topology, "drawing"))
+        spec = load_topology(topology, "drawing")
+        svg = draw(spec, faults=declared(spec))
     else:
         lab = find_lab(name)
-        svg = draw(lab.spec, pods=lab.record.facts.get("pods", {}))
+        facts = lab.record.facts
+        svg = draw(lab.spec, pods=facts.get("pods", {}), faults=present(lab.spec, facts))
     if str(output) == "-":
         sys.stdout.write(svg)
         return

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from testbed.commands.labs import json_option, live_ids, name_option, print_json
+from testbed.labs.faults import present
 from testbed.labs.kinds import open_lab
 from testbed.labs.netns import NetnsNode
 from testbed.model import Role
@@ -30,6 +31,8 @@ _LOOK = (
 def node_status(node: NetnsNode, subnet_file: str) -> dict[str, Any]:
     """What a machine is, and how flannel is on it."""
     facts: dict[str, Any] = {"name": node.name, "role": str(node.spec.role), "address": str(node.spec.ip)}
+    if node.spec.vrf:
+        facts["vrf"] = node.spec.vrf
     if node.spec.role is Role.NODE:
         done = node.run(["sh", "-c", _LOOK, "look", subnet_file], check=False)
         pid, _, text = done.stdout.partition("\n")
@@ -53,6 +56,7 @@ def lab_status(lab: AnyLab) -> dict[str, Any]:
         "mtu": lab.spec.mtu,
         "backend": facts.get("backend"),
         "holder": lab.record.holder.pid,
+        "faults": dict(present(lab.spec, facts)),
         "nodes": each(lambda node: node_status(node, subnet_file), lab.nodes.values()),
         "pods": [{"endpoint": name, "address": pod["address"]} for name, pod in sorted(facts.get("pods", {}).items())],
     }
@@ -88,3 +92,5 @@ def status(name: str | None, as_json: bool) -> None:
         console.width = WIDE
     for lab in labs:
         console.print(_table(lab))
+        for link, text in lab["faults"].items():
+            console.print(f"fault: {link}: {text}", markup=False)

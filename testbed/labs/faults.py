@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -101,6 +101,12 @@ class LinkFaults:
 def declared(spec: LabSpec) -> dict[str, str]:
     """The faults that a topology declares in words, by the links' names."""
     return LinkFaults().texts(spec)
+
+
+def present(spec: LabSpec, facts: Mapping[str, Any]) -> Mapping[str, str]:
+    """The faults that a lab's links have, in words by the links' names, from what is remembered of the lab."""
+    found: Mapping[str, str] = facts.get("faults", declared(spec))
+    return found
 
 
 @contextlib.contextmanager

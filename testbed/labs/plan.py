@@ -102,12 +102,8 @@ def node_batch(lab: LabSpec, node: NodeSpec) -> str:
 
 def fault_batch(lab: LabSpec, node: NodeSpec) -> str:
     """The `tc -batch` of a machine: what its topology's faults do to what it sends."""
-    faulty = [(link.fault, link.senders(link.fault)) for link in lab.links if link.fault]
     return "".join(
-        f"qdisc replace dev {end.iface} root {' '.join(fault.netem())}\n"
-        for fault, ends in faulty
-        for end in ends
-        if end.node == node.name
+        f"qdisc replace dev {iface} root {' '.join(fault.netem())}\n" for iface, fault in lab.faults_of(node.name)
     )
 
 

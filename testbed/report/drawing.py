@@ -20,11 +20,13 @@ STYLE = """
   .name { font-weight: 600; }
   .small { font-size: 10.5px; }
   .link { stroke: #7a8694; stroke-width: 1.4; fill: none; }
+  .faulty { stroke: #c92a2a; stroke-dasharray: 6 3; }
   .lab text { fill: #1c2630; text-anchor: middle; }
   .outside { fill: #e9ecef; stroke: #868e96; } .spine { fill: #dbe7fb; stroke: #4a7fd0; }
   .leaf { fill: #d9f2e3; stroke: #3f9b66; } .node { fill: #fff3d6; stroke: #d39a2b; }
   @media (prefers-color-scheme: dark) {
     .lab text { fill: #e6edf3; } .link { stroke: #8b98a5; }
+    .faulty { stroke: #ff8787; }
     .outside { fill: #343a40; } .spine { fill: #1d3354; } .leaf { fill: #17402a; } .node { fill: #4a3a12; }
   }
 """
@@ -44,13 +46,24 @@ class Spot:
         return self.x + WIDTH / 2
 
 
-def draw(lab: LabSpec, *, pods: Mapping[str, Mapping[str, Any]] | None = None) -> str:
-    """Return the lab as an SVG document; `pods` are those of its nodes, by endpoint."""
-    pods = pods or {}
+def draw(
+    lab: LabSpec,
+    *,
+    pods: Mapping[str, Mapping[str, Any]] | None = None,
+    faults: Mapping[str, str] | None = None,
+) -> str:
+    """Return the lab as an SVG document.
+
+    `pods` are those of its nodes, by endpoint; `faults` are those of its links in words, by the links' names.
+    """
+    pods, faults = pods or {}, faults or {}
     spots = _lay_out(lab, pods)
     width = max(s.x + WIDTH for s in spots.values()) + MARGIN
     height = max(s.y + s.height for s in spots.values()) + MARGIN
-    parts = [_link(spots[link.a.node], spots[link.b.node], f"{link.a} – {link.b}") for link in lab.links]
+    parts = [
+        _link(spots[link.a.node], spots[link.b.node], f"{link.a} – {link.b}", faults.get(link.name, ""))
+        for link in lab.links
+    ]
     parts += [_machine(node, spots[node.name], _pods_of(node, pods)) for node in lab.nodes]
     title = escape(f"{lab.id}: {lab.topology}, MTU {lab.mtu}")
     return (
@@ -91,13 +104,16 @@ def _lay_out(lab: LabSpec, pods: Mapping[str, Mapping[str, Any]]) -> dict[str, S
     return spots
 
 
-def _link(a: Spot, b: Spot, title: str) -> str:
+def _link(a: Spot, b: Spot, title: str, fault: str) -> str:
     upper, lower = (a, b) if a.y < b.y else (b, a)
     start, end = upper.y + upper.height, lower.y
     bend = (end - start) / 2
     x, y = upper.middle, lower.middle
     path = f"M{x:g} {start:g} C{x:g} {start + bend:g} {y:g} {end - bend:g} {y:g} {end:g}"
-    return f'<path class="link" d="{path}"><title>{escape(title)}</title></path>'
+    if not fault:
+        return f'<path class="link" d="{path}"><title>{escape(title)}</title></path>'
+    said = f'<text class="small" x="{(x + y) / 2:g}" y="{start + bend:g}">{escape(fault)}</text>'
+    return f'<path class="link faulty" d="{path}"><title>{escape(f"{title}: {fault}")}</title></path>{said}'
 
 
 def _machine(node: NodeSpec, spot: Spot, pods: list[tuple[str, str]]) -> str:
@@ -114,5 +130,5 @@ def _machine(node: NodeSpec, spot: Spot, pods: list[tuple[str, str]]) -> str:
 
 def _about(node: NodeSpec) -> str:
     if node.bridge_address:
-        return f"{node.bridge_address} · AS {node.asn}"
+        return f"{node.bridge_address} · AS {node.asn}" + (f" · {node.vrf}" if node.vrf else "")
     return f"{node.ip} · AS {node.asn}" if node.asn and node.role is Role.SPINE else str(node.ip)

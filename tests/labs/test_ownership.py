@@ -15,7 +15,7 @@ import pytest
 
 from testbed.deadline import Deadline
 from testbed.errors import InputError, LabError
-from testbed.labs import netns, plan, state
+from testbed.labs import kinds, netns, plan, state
 from testbed.labs.netns import NetnsLab
 from testbed.model import LabSpec
 from tests.labs.helpers import processes_of, unique
@@ -61,7 +61,7 @@ def test_a_lab_whose_holder_was_killed_can_be_brought_up_again(flat: LabSpec, ma
     os.kill(lab.record.holder.pid, signal.SIGKILL)
     assert Deadline(10).poll(lambda: not processes_of(flat.id)), "nodes outlive their holder"
     with pytest.raises(LabError, match="is not up"):
-        netns.open_lab(flat.id)
+        kinds.open_lab(flat.id)
     make_lab(flat)
 
 
@@ -81,7 +81,7 @@ def test_a_pid_that_belongs_to_somebody_else_by_now_is_left_alone(flat: LabSpec,
 def test_another_process_finds_the_lab_and_enters_it(flat: LabSpec, make_lab: Make) -> None:
     lab = make_lab(flat)
     lab.detach()
-    found = netns.open_lab(flat.id)
+    found = kinds.open_lab(flat.id)
     assert found.spec == flat
     assert found.node("worker1").run(["hostname"]).stdout.strip() == "worker1"
 

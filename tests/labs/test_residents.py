@@ -16,7 +16,8 @@ import pytest
 from testbed.deadline import Deadline
 from testbed.labs import interpreter, residents
 from testbed.labs.base import TIMED_OUT
-from testbed.labs.netns import NetnsLab, NetnsNode, open_lab
+from testbed.labs.kinds import open_lab
+from testbed.labs.netns import NetnsLab, NetnsNode
 from testbed.model import LabSpec
 
 PYTHON = [interpreter(), "-I", "-S", "-c"]

@@ -1,4 +1,4 @@
-"""Faults of links: their units, what a topology's file may say of them, and their words for people and for `tc`."""
+"""Faults of links and VRFs of leaves: their units, what a file may say of them, and what is made of that."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from testbed.errors import InputError
-from testbed.labs import state
+from testbed.errors import InputError, LabError
+from testbed.labs import plan, state
+from testbed.labs.faults import present
 from testbed.linkfault import LinkFault, problems, quantity
 from testbed.model import LabSpec
+from testbed.render import Images, render_clab
+from testbed.rendered import check_clab
+from testbed.report.drawing import draw
 from testbed.topology import _links_of as links_of
 from testbed.topology import _piece as piece
 from testbed.topology import list_topologies, load_topology
@@ -178,3 +182,96 @@ def test_a_fault_that_makes_no_sense() -> None:
     assert [what for _, what, _ in problems(LinkFault())] == ["no fault"]
     assert [key for key, _, _ in problems(LinkFault(delay=-1, loss=-1))] == ["loss", "delay"]
     assert not list(problems(LinkFault(down=True)))
+
+
+# --- leaves with a VRF
+
+
+def test_leaves_with_a_vrf_and_nobody_else(tmp_path: Path) -> None:
+    lab = load(tmp_path, "leaf_vrf: fabric\n")
+    assert {node.name: node.vrf for node in lab.nodes if node.vrf} == {"leaf1": "fabric", "leaf2": "fabric"}
+    assert lab.kernel_features == ("vrf",)
+    both = load(tmp_path, "leaf_vrf: fabric\nlinks: {leaf1-spine1: {loss: 1%}}\n")
+    assert both.kernel_features == ("netem", "vrf")
+    assert state._SPEC.validate_python(state._SPEC.dump_python(both, mode="json")) == both
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("default", "default is the name of something else"),
+        ("swp1", "swp1 is the name of something else"),
+        ("br0", "br0 is the name of something else"),
+        ("Fabric", "'Fabric' is no name"),
+        ("averylongname", "'averylongname' is no name"),
+        ("7", "has to be a name"),
+    ],
+)
+def test_what_a_vrf_cannot_be_called(name: str, what: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"leaf_vrf: {what}"):
+        load(tmp_path, f"leaf_vrf: {name}\n")
+
+
+def test_everything_of_a_leaf_is_in_its_vrf(tmp_path: Path) -> None:
+    lab = load(tmp_path, "leaf_vrf: fabric\n")
+    leaf = plan.node_plan(lab, lab.node("leaf1"))
+    lines = leaf["batch"].splitlines()
+    assert lines[1] == "link add fabric type vrf table 1001"
+    for device in ("br0", "swp1", "swp2"):
+        assert lines.index(f"link set {device} master fabric") < lines.index(f"link set {device} up")
+    assert "addr replace 172.31.1.1/32 dev fabric" in lines
+    config = leaf["files"]["/etc/frr/frr.conf"]
+    assert "\nrouter bgp 65101 vrf fabric\n" in config
+    assert "\ninterface fabric\n ip address 172.31.1.1/32\n" in config
+    assert plan.VRF_EXEC in leaf["files"]
+    spine = plan.node_plan(lab, lab.node("spine1"))
+    assert "vrf" not in spine["batch"] + spine["files"]["/etc/frr/frr.conf"]
+    assert plan.VRF_EXEC not in spine["files"]
+
+
+def test_a_port_that_is_not_in_the_vrf_is_a_fault_of_the_wiring(tmp_path: Path) -> None:
+    lab = load(tmp_path, "leaf_vrf: fabric\n")
+    leaf = lab.node("leaf1")
+    ports = [
+        {"ifname": port.name, "mtu": port.mtu, "address": port.mac, "flags": ["UP"], "addr_info": [],
+         "master": port.bridge or "fabric"} for port in leaf.ifaces
+    ]  # fmt: skip
+    gateway = {"local": "10.1.0.1", "prefixlen": 24, "family": "inet", "scope": "global"}
+    bridge = {"ifname": "br0", "addr_info": [gateway], "master": "fabric"}
+    facts = {"addresses": [*ports, bridge], "offloads": {}}
+    assert plan._node_faults(leaf, facts) == []
+    wrong = {**facts, "addresses": [*ports[:-1], {**ports[-1], "master": None}, {**bridge, "master": None}]}
+    assert plan._node_faults(leaf, wrong) == [
+        "leaf1:swp2: belongs to None, not fabric",
+        "leaf1:br0: belongs to None, not fabric",
+    ]
+
+
+def test_a_machine_runs_the_faults_of_what_it_sends(tmp_path: Path) -> None:
+    lab = load(tmp_path, "links: {leaf1-spine1: {loss: 1%}, worker2-leaf2: {delay: 2ms, towards: worker2}}\n")
+    batches = {node.name: plan.fault_batch(lab, node) for node in lab.nodes}
+    assert {name: batch for name, batch in batches.items() if batch} == {
+        "leaf1": "qdisc replace dev swp1 root netem limit 10000 loss 1%\n",
+        "spine1": "qdisc replace dev swp1 root netem limit 10000 loss 1%\n",
+        "leaf2": "qdisc replace dev node1 root netem limit 10000 delay 2ms\n",
+    }
+
+
+# --- where they are shown
+
+
+def test_a_faulty_link_is_drawn_as_one(tmp_path: Path) -> None:
+    lab = load(tmp_path, "links: {leaf1-spine1: {loss: 1%}}\n")
+    svg = draw(lab, faults=present(lab, {}))
+    assert svg.count('class="link faulty"') == 1
+    assert ">loss 1 %</text>" in svg
+    assert 'class="link faulty"' not in draw(lab, faults=present(lab, {"faults": {}})), "what is remembered counts"
+    assert present(lab, {"faults": {"leaf1-spine1": "down"}}) == {"leaf1-spine1": "down"}
+
+
+def test_what_containerlab_is_told_of_faults_is_compared_with_the_model() -> None:
+    spec = load_topology(str(Path(__file__).parents[1] / "data" / "faulty-vrf.yml"), "t1")
+    text = render_clab(spec, Images())
+    check_clab(text, spec, {}, "eth0")
+    with pytest.raises(LabError, match="faults of links"):
+        check_clab(text.replace("loss 0.5%", "loss 5%"), spec, {}, "eth0")

@@ -37,6 +37,7 @@ def seeds_vxlan() -> FlannelSpec:
 
 GOLDENS = {
     "racks-s0-vxlan-direct": ("racks", seeds_vxlan, {}),
+    "faulty-vrf-vxlan": (str(TESTS / "data" / "faulty-vrf.yml"), lambda: default_flannel("vxlan"), {}),
     "flat-host-gw": ("flat", lambda: default_flannel("host_gw"), {}),
     "clos-udp": ("clos", lambda: default_flannel("udp", net_conf_overrides={"Port": "8282"}), {"racks": "3"}),
     "racks-dual-stack-nftables": ("racks", lambda: default_flannel("dual_stack", rules="nftables"), {}),
