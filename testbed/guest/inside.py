@@ -59,33 +59,19 @@ def write(path: str, text: str) -> None:
 # --- the root
 
 
-#: What Debian's user-mode-linux has as modules and a lab may need; one that is missing closes a feature, no more.
-MODULES = (
-    *("overlay", "veth", "bridge", "br_netfilter", "dummy", "tun", "vxlan", "ipip", "sit", "gre", "ip_gre", "vrf"),
-    *(
-        "af_packet",
-        "ipv6",
-        "nf_conntrack",
-        "nf_conntrack_netlink",
-        "nf_nat",
-        "nf_tables",
-        "nft_compat",
-        "nft_chain_nat",
-    ),
-    *("nft_masq", "nft_nat", "nft_ct", "nft_counter", "iptable_filter", "iptable_nat", "iptable_mangle"),
-    *(
-        "xt_comment",
-        "xt_MASQUERADE",
-        "xt_conntrack",
-        "xt_addrtype",
-        "xt_mark",
-        "xt_nat",
-        "xt_tcpudp",
-        "xt_statistic",
-        "ip_set",
-    ),
-    *("ip_set_hash_net", "xfrm_user", "esp4", "xfrm4_tunnel", "gcm", "seqiv", "cbc", "authenc", "sch_netem", "sch_tbf"),
-    *("wireguard", "packet_diag", "inet_diag", "tcp_diag", "xfrm_algo", "ctr", "ghash-generic", "sha256_generic"),
+#: What Debian's kernels have as modules and a lab may need; one that is missing closes a feature, no more.
+#: First the algorithms that others ask for by name while they are loaded, when nothing would find them.
+MODULES = tuple(
+    """
+    crc32c_generic crc32c_intel crypto_null hmac sha1_generic sha256_generic aes_generic aesni_intel cbc ctr gcm
+    ghash-generic chacha_generic poly1305_generic chacha20poly1305 authenc seqiv echainiv
+    overlay veth bridge br_netfilter dummy tun vxlan ipip sit gre ip_gre vrf wireguard af_packet ipv6
+    nf_conntrack nf_conntrack_netlink nf_nat nf_tables nft_compat nft_chain_nat nft_masq nft_nat nft_ct nft_counter
+    nft_limit nft_log nft_reject_inet nft_fib_inet ip_tables iptable_filter iptable_nat iptable_mangle ip6_tables
+    ip6table_filter ip6table_nat ip6table_mangle xt_comment xt_MASQUERADE xt_conntrack xt_addrtype xt_mark xt_nat
+    xt_tcpudp xt_statistic xt_set ip_set ip_set_hash_net xfrm_user esp4 esp6 xfrm4_tunnel xfrm_algo sch_netem sch_tbf
+    sch_htb packet_diag inet_diag tcp_diag udp_diag
+    """.split()
 )
 
 

@@ -7,6 +7,7 @@ slower than user-mode-linux: single commands and `kernel check` work well in it,
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ from pathlib import Path
 from testbed.guest import initramfs
 from testbed.guest.build import Kernel, cache_folder, locked
 from testbed.guest.features import lacking_features
+from testbed.guest.inside import MODULES
 from testbed.guest.source import Apt, GuestUnavailable, debian_suites, unpack_package
 from testbed.labs import Progress, Quiet
 
@@ -150,10 +152,16 @@ def _kernel(folder: Path) -> Kernel | None:
     return Kernel(folder, machine.release, "qemu", f"QEMU ({machine.accelerator}) with Debian's kernel", lacks)
 
 
+def _name() -> str:
+    """What the folder's name begins with: another choice of modules is another folder."""
+    chosen = hashlib.sha256(f"{initramfs.BOOT} {MODULES} {initramfs.SCRIPT!r}".encode()).hexdigest()[:8]
+    return f"qemu-{platform.machine()}-{chosen}"
+
+
 def find_qemu() -> Kernel | None:
     """The kernel and the QEMU that were fetched before; None where there are none."""
     try:
-        places = sorted(cache_folder().glob(f"qemu-{platform.machine()}-*"))
+        places = sorted(cache_folder().glob(f"{_name()}-*"))
     except GuestUnavailable:
         return None
     return next((kernel for place in reversed(places) if (kernel := _kernel(place))), None)
@@ -193,7 +201,7 @@ def _fetch(scratch: Path, folder: Path, progress: Progress) -> Kernel:
         unpack_package(apt.download(package), scratch / "kernel")
         unpack_package(apt.download("busybox-static"), scratch / "busybox")
     release = package.removeprefix("linux-image-").removesuffix("-unsigned")
-    place = folder / f"qemu-{platform.machine()}-{release}"
+    place = folder / f"{_name()}-{release}"
     program = shutil.which(of.program)
     libraries = ""
     if program is None:

@@ -12,6 +12,7 @@ import click
 from testbed.console import Ticks
 from testbed.doctor import diagnose, search_path
 from testbed.errors import Exit, InputError
+from testbed.flannelspec import BACKENDS
 from testbed.guest.kernels import obtain_kernel
 from testbed.guest.run import run as run_in_guest
 from testbed.options import IN_GUEST, KERNELS
@@ -91,6 +92,16 @@ def choose(run: str, options: Sequence[str]) -> str:
     return "guest" if missing else "host"
 
 
+SLOWER = {"packaged": {"TESTBED_TIME_SCALE": "3"}, "qemu": {"TESTBED_TIME_SCALE": "10"}}
+"""What deadlines are multiplied by in guests that are slower than the one that is built here."""
+
+
+def needs(run: str, options: Sequence[str]) -> tuple[str, ...]:
+    """The features that a run needs of a guest kernel: for its backend, its rules and its topology."""
+    rules = (value_of("--rules", options) or "iptables-nft").replace("-", "_")
+    return (*BACKENDS[run].kernel_features, rules, *topology_features(options))
+
+
 def in_guest(run: str, options: Sequence[str]) -> int:
     """Run a backend's checks in a guest; returns the run's exit code.
 
@@ -103,13 +114,15 @@ def in_guest(run: str, options: Sequence[str]) -> int:
         reports.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"no report can be written there: {error.strerror}", where=str(reports)) from error
-    kernel = obtain_kernel(Ticks())
+    kernel = obtain_kernel(Ticks(), needs=needs(run, options))
+    if kernel.lacks:
+        click.echo(f"the guest kernel {kernel.version} has no {', '.join(kernel.lacks)}", err=True)
     inner = [*without("--kernel", options), "--kernel", "guest"]
     code = run_in_guest(
         [sys.executable, "-m", "testbed", "run", run, "--", *inner],
         kernel=kernel.path,
         writable=[reports.parent],
         readable=[path for word in options if (path := Path(word.rpartition("=")[2])).exists()],
-        env={**os.environ, IN_GUEST: str(kernel.version), "PATH": search_path()},
+        env={**SLOWER.get(kernel.way, {}), **os.environ, IN_GUEST: str(kernel.version), "PATH": search_path()},
     )
     return code if code < 128 or code == Exit.INTERRUPTED else int(Exit.LAB)

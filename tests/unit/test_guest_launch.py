@@ -10,7 +10,10 @@ import pytest
 
 from testbed.doctor import Diagnosis, Finding
 from testbed.errors import InputError
+from testbed.flannelspec import BACKENDS
 from testbed.guest import launch, runs
+from testbed.guest.features import SYMBOLS
+from testbed.options import RULES
 
 NEEDED = 512 << 20
 
@@ -79,6 +82,16 @@ def test_auto_is_the_guest_only_where_the_host_lacks_something(
     assert runs.choose("vxlan", ["--kernel=guest"]) == "guest"
     monkeypatch.setenv(runs.IN_GUEST, "7.2")
     assert runs.choose("wireguard", ["--kernel", "guest"]) == "host", "a guest starts no further one"
+
+
+def test_a_run_needs_of_a_guest_what_its_backend_and_its_rules_take() -> None:
+    assert runs.needs("wireguard", []) == ("wireguard", "iptables_nft")
+    assert runs.needs("host_gw", ["--rules", "nftables"]) == ("nftables",)
+    for run, backend in BACKENDS.items():
+        for rules in RULES:
+            found = runs.needs(run, [f"--rules={rules}"])
+            assert set(found) <= set(SYMBOLS), "features by which a kernel is judged"
+            assert set(backend.kernel_features) < set(found)
 
 
 def test_an_unknown_kernel_and_a_kept_guest_are_refused(tmp_path: Path) -> None:
