@@ -290,12 +290,17 @@ class Daemon:
         with selectors.DefaultSelector() as selector:
             selector.register(self._wake, selectors.EVENT_READ)
             selector.register(monitor, selectors.EVENT_READ)
+            watched = self._backend.watched()
+            if watched is not None:
+                selector.register(watched, selectors.EVENT_READ)
             while not self._stopping:
                 selector.select(max(0.0, reconciler.next_run() - time.monotonic()))
                 self._drain_wake()
                 try:
                     self._take_posts(reconciler, store, conf, lease)
                     reconciler.notice(*monitor.read())
+                    if watched is not None and self._backend.noticed():
+                        reconciler.compare_soon()
                     reconciler.run()
                     if self._backend.attrs() != published:
                         published = self._backend.attrs()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Mapping
 from typing import Any
 
-_REQUEST, _RESPONSE, _UNKNOWN = 0, 1, 2
+_REQUEST, _RESPONSE, _UNKNOWN, _REGISTER, _UNREGISTER, _CONFIRM, _EVENT = 0, 1, 2, 3, 4, 5, 7
 _SECTION, _SECTION_END, _VALUE, _LIST, _ITEM, _LIST_END = 1, 2, 3, 4, 5, 6
 _LONGEST = 512 * 1024
 
@@ -89,6 +90,7 @@ class Vici:
     """One conversation with charon. Seconds of `timeout`. Raises ViciError."""
 
     def __init__(self, path: str, timeout: float = 10.0) -> None:
+        self._events: list[dict[str, Any]] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._socket.settimeout(timeout)
         try:
@@ -97,26 +99,85 @@ class Vici:
             self._socket.close()
             raise ViciError(f"cannot reach charon at {path}: {error.strerror or error}") from None
 
+    def fileno(self) -> int:
+        """The descriptor to wait for events by."""
+        return self._socket.fileno()
+
     def close(self) -> None:
         """End it."""
         self._socket.close()
 
     def ask(self, command: str, message: Mapping[str, Any]) -> dict[str, Any]:
         """Have a command done and return what charon says of it."""
-        packet = bytes([_REQUEST]) + _named(command) + encode(message)
-        try:
-            self._socket.sendall(len(packet).to_bytes(4, "big") + packet)
-            answer = self._receive(int.from_bytes(self._receive(4), "big"))
-        except OSError as error:
-            raise ViciError(f"charon does not answer {command}: {error.strerror or error}") from None
-        if not answer or answer[0] == _UNKNOWN:
-            raise ViciError(f"charon does not know {command}")
-        if answer[0] != _RESPONSE:
-            raise ViciError(f"charon answered {command} with a packet of type {answer[0]}")
-        said = decode(answer[1:])
+        self._send(_REQUEST, command, encode(message))
+        kind, body = self._answer(command)
+        if kind != _RESPONSE:
+            raise ViciError(f"charon answered {command} with a packet of type {kind}")
+        said = decode(body)
         if said.get("success", "yes") != "yes":
             raise ViciError(f"charon refused {command}: {said.get('errmsg', 'it does not say why')}")
         return said
+
+    def listen(self, event: str) -> None:
+        """Hear of an event from now on, see `events`."""
+        self._register(_REGISTER, event)
+
+    def events(self) -> list[dict[str, Any]]:
+        """What has arrived since it was asked for last. It does not wait, but for the rest of what has begun."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        try:
+            while poll.poll(0):
+                kind, _ = self._packet()
+                if kind != _EVENT:
+                    raise ViciError(f"charon sent a packet of type {kind} that nobody asked for")
+        except OSError as error:
+            raise ViciError(f"charon stopped in the middle of an event: {error.strerror or error}") from None
+        found, self._events = self._events, []
+        return found
+
+    def stream(self, command: str, event: str, message: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Have a command done that answers with events; returns these."""
+        kept, self._events = self._events, []
+        self._register(_REGISTER, event)
+        self.ask(command, message)
+        self._register(_UNREGISTER, event)
+        found, self._events = self._events, kept
+        return found
+
+    def _register(self, kind: int, event: str) -> None:
+        self._send(kind, event, b"")
+        confirmed, _ = self._answer(event)
+        if confirmed != _CONFIRM:
+            raise ViciError(f"charon does not know the event {event}")
+
+    def _send(self, kind: int, name: str, body: bytes) -> None:
+        packet = bytes([kind]) + _named(name) + body
+        try:
+            self._socket.sendall(len(packet).to_bytes(4, "big") + packet)
+        except OSError as error:
+            raise ViciError(f"charon does not take {name}: {error.strerror or error}") from None
+
+    def _answer(self, name: str) -> tuple[int, bytes]:
+        """The next packet that is no event."""
+        try:
+            kind, body = self._packet()
+            while kind == _EVENT:
+                kind, body = self._packet()
+        except OSError as error:
+            raise ViciError(f"charon does not answer {name}: {error.strerror or error}") from None
+        if kind == _UNKNOWN:
+            raise ViciError(f"charon does not know {name}")
+        return kind, body
+
+    def _packet(self) -> tuple[int, bytes]:
+        """The next packet; an event is kept."""
+        data = self._receive(int.from_bytes(self._receive(4), "big"))
+        if not data:
+            raise ViciError("charon sent an empty packet")
+        if data[0] == _EVENT:
+            self._events.append(decode(data[2 + data[1] :] if len(data) > 1 else b""))
+        return data[0], data[1:]
 
     def _receive(self, length: int) -> bytes:
         if length > _LONGEST:

@@ -107,6 +107,14 @@ class Backend:
         `may_remove`: whether what none of them wants may go.
         """
 
+    def watched(self) -> int | None:
+        """A descriptor to wait for besides rtnetlink's, once it is started; None where there is none."""
+        return None
+
+    def noticed(self) -> bool:
+        """Read what has come by it; whether everything has to be compared."""
+        return False
+
     def stop(self) -> None:
         """Stop what runs, leave in the kernel what must outlive the daemon."""
 

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
+import signal
+import socket
+import struct
+import subprocess
+import threading
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -21,7 +27,7 @@ from flannel.kernel.netlink import Message
 from flannel.lease import Lease
 from flannel.netconf import NetConfError
 from tests.flannel.backendlab import EXTERNAL, conf, facts, lease
-from tests.flannel.corelab import HEALS_WITHIN, Node, peer, until
+from tests.flannel.corelab import HEALS_WITHIN, Flanneld, Node, peer, until
 
 PSK = "a pre-shared key of a test, which is no secret, but has to be long: " * 2
 IPSEC = {"Type": "ipsec", "PSK": PSK}
@@ -83,6 +89,81 @@ def test_deep_nesting_is_an_error_not_a_crash() -> None:
         vici.decode(b"\x01\x01a" * 5000)
 
 
+def packet(kind: int, name: str = "", message: dict[str, Any] | None = None) -> bytes:
+    named = bytes([len(name)]) + name.encode() if name else b""
+    body = bytes([kind]) + named + (vici.encode(message) if message else b"")
+    return len(body).to_bytes(4, "big") + body
+
+
+@contextlib.contextmanager
+def charon(folder: Path, *answers: bytes, stays: bool = False) -> Iterator[tuple[vici.Vici, list[bytes]]]:
+    """A conversation with one who answers each packet with the next of these, and then hangs up unless it stays."""
+    heard: list[bytes] = []
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(folder / "vici"))
+        server.listen()
+
+        def serve() -> None:
+            peer, _ = server.accept()
+            with peer:
+                for answer in answers:
+                    heard.append(peer.recv(int.from_bytes(peer.recv(4, socket.MSG_WAITALL), "big"), socket.MSG_WAITALL))
+                    peer.sendall(answer)
+                if stays:
+                    peer.recv(1)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        talk = vici.Vici(str(folder / "vici"), 5)
+        yield talk, heard
+        talk.close()
+        thread.join()
+
+
+RESPONSE, UNKNOWN, CONFIRM, EVENT = 1, 2, 5, 7
+
+
+def test_events_between_answers_are_kept_and_a_stream_is_its_own(tmp_path: Path) -> None:
+    up = packet(EVENT, "child-updown", {"up": "yes"})
+    answers = (
+        packet(CONFIRM) + up,
+        up + packet(RESPONSE, message={"success": "yes"}),
+        packet(CONFIRM),
+        packet(EVENT, "list-sa", {"a": {"k": "1"}}) + packet(EVENT, "list-sa", {"b": {}}) + packet(RESPONSE),
+        packet(CONFIRM),
+    )
+    with charon(tmp_path, *answers, stays=True) as (talk, heard):
+        talk.listen("child-updown")
+        assert talk.ask("load-conn", {"x": "y"}) == {"success": "yes"}
+        assert talk.stream("list-sas", "list-sa", {}) == [{"a": {"k": "1"}}, {"b": {}}]
+        assert talk.events() == [{"up": "yes"}, {"up": "yes"}]
+    assert heard == [
+        b"\x03\x0cchild-updown",
+        b"\x00\x09load-conn\x03\x01x\x00\x01y",
+        b"\x03\x07list-sa",
+        b"\x00\x08list-sas",
+        b"\x04\x07list-sa",
+    ]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        packet(UNKNOWN),
+        packet(CONFIRM),
+        packet(RESPONSE, message={"success": "no", "errmsg": "why"}),
+        (0).to_bytes(4, "big"),
+        (1 << 30).to_bytes(4, "big"),
+        packet(RESPONSE)[:3],
+        packet(EVENT, "e", {"a": "b"})[:-2],
+        b"",
+    ],
+)
+def test_an_answer_that_is_none_is_an_error(tmp_path: Path, answer: bytes) -> None:
+    with charon(tmp_path, answer) as (talk, _), pytest.raises(vici.ViciError):
+        talk.ask("stats", {})
+
+
 # -- policies ----------------------------------------------------------------------------------------------------------
 
 
@@ -111,6 +192,46 @@ def test_a_stranger_s_policy_is_not_ours() -> None:
         assert xfrm.parse_policy(bytes(other)) is None
     assert xfrm.parse_policy(bytes(body[:100])) is None
     assert xfrm.parse_policy(bytes(body[:168])) is None
+
+
+def test_an_association_is_read_and_removed_by_its_bytes() -> None:
+    zeros = bytes(12)
+    row = bytes(56) + bytes([192, 168, 50, 2]) + zeros + bytes.fromhex("c7a1b2c3 32 000000")
+    row += bytes([192, 168, 50, 1]) + zeros + bytes(64 + 32 + 12 + 4) + struct.pack("=IHBB8x", 11, socket.AF_INET, 1, 0)
+    found = xfrm.Association(HERE, IPv4Address("192.168.50.2"), 0xC7A1B2C3)
+    assert xfrm.parse_association(row) == found
+    assert xfrm.delete_association(found) == Message(
+        0x11, 0, bytes([192, 168, 50, 2]) + zeros + bytes.fromhex("c7a1b2c3 0200 32 00")
+    )
+    for place in (76, 208, 212, 214):  # protocol, mark, family, mode
+        other = bytearray(row)
+        other[place] ^= 1
+        assert xfrm.parse_association(bytes(other)) is None
+    assert xfrm.parse_association(row[:72] + bytes(4) + row[76:]) is None  # it is only being asked for
+    assert xfrm.parse_association(row[:223]) is None
+
+
+def test_what_the_kernel_tells_of_policies() -> None:
+    out = next(iter(xfrm.policies_of(OWN, HERE, IPv4Network("10.244.2.0/24"), IPv4Address("192.168.50.2"))))
+    body = xfrm.set_policy(out).body
+    for kind in (0x13, 0x19):
+        assert xfrm.parse_change(kind, body) == xfrm.Change(out.packets, out)
+        assert xfrm.parse_change(kind, body[:168]) == xfrm.Change(out.packets, None)  # a stranger's, without ESP
+    removed = xfrm.delete_policy(out).body
+    assert xfrm.parse_change(0x14, removed) == xfrm.Change(out.packets, None)
+    by_index = bytes(56) + removed[56:] + struct.pack("=HH", 4 + len(body[:168]), 7) + body[:168]
+    assert xfrm.parse_change(0x14, by_index) == xfrm.Change(out.packets, None)
+    assert xfrm.parse_change(0x1D, b"") == xfrm.Change(None, None)
+    six = body[:40] + struct.pack("=H", socket.AF_INET6) + body[42:]
+    for kind, data in ((0x13, six), (0x13, body[:100]), (0x14, b""), (0x10, body)):
+        assert xfrm.parse_change(kind, data) is None
+
+
+@given(st.integers(0, 0x40), st.binary(max_size=400))
+@settings(max_examples=200)
+def test_no_bytes_break_the_readers_of_notifications(kind: int, data: bytes) -> None:
+    xfrm.parse_change(kind, data)
+    xfrm.parse_association(data)
 
 
 # -- desired state -----------------------------------------------------------------------------------------------------
@@ -144,9 +265,13 @@ class Told:
 
     def __init__(self) -> None:
         self.connections: dict[str, dict[str, Any]] = {}
+        self.looked = 0
 
     def want(self, connections: dict[str, dict[str, Any]]) -> None:
         self.connections = connections
+
+    def look(self) -> None:
+        self.looked += 1
 
 
 def backend(kernel: Kernel, told: Told, **more: Any) -> IpsecBackend:
@@ -193,6 +318,38 @@ def test_policies_go_with_their_lease_and_leftovers_with_evidence() -> None:
     assert len(kernel.there) == 3
 
 
+def test_only_what_spoils_a_policy_of_ours_is_noticed() -> None:
+    kernel, told = Kernel(), Told()
+    ipsec = backend(kernel, told)
+    ipsec.update({(one := lease(2, "ipsec")).subnet: one}, False)
+    out, *_ = xfrm.policies_of(OWN, HERE, IPv4Network("10.244.2.0/24"), IPv4Address("192.168.50.2"))
+    other = out._replace(far=IPv4Address("192.168.50.9"))
+    stranger = out._replace(source=IPv4Network("10.9.0.0/16"))
+
+    class Monitor:
+        said: tuple[list[xfrm.Change], bool] = ([], False)
+
+        def read(self) -> tuple[list[xfrm.Change], bool]:
+            return self.said
+
+    monitor = Monitor()
+    ipsec._monitor = monitor  # type: ignore[assignment]
+
+    def noticed(*changes: xfrm.Change, gone: bool = False) -> bool:
+        monitor.said = list(changes), gone
+        return ipsec.noticed()
+
+    assert not noticed()
+    assert not noticed(xfrm.Change(out.packets, out), xfrm.Change(stranger.packets, None))
+    assert noticed(xfrm.Change(stranger.packets, None), xfrm.Change(out.packets, None))
+    assert noticed(xfrm.Change(out.packets, other))
+    assert noticed(xfrm.Change(None, None))
+    assert told.looked == 0
+    assert not noticed(gone=True)
+    assert told.looked == 1
+    assert not backend(Kernel(), told).noticed()
+
+
 def test_overhead_and_bad_input() -> None:
     assert IpsecBackend(conf(**IPSEC), EXTERNAL).mtu == 1423
     assert IpsecBackend(conf(**IPSEC, UDPEncap=True), EXTERNAL).mtu == 1415
@@ -210,18 +367,25 @@ def test_overhead_and_bad_input() -> None:
 # -- the kernel and charon ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def node(tmp_path: Path) -> Iterator[Node]:
-    made = Node(tmp_path)
+def need_esp(made: Node) -> None:
+    """Skip where there is no charon, or no ESP."""
     if not any(shutil.which(path) for path in ("charon-systemd", "/usr/lib/ipsec/charon")):
-        pytest.skip("charon is not installed (Debian: strongswan-charon or charon-systemd)")
+        pytest.skip("charon is not installed (Debian: charon-systemd)")
     probe = "xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 1 aead rfc4106(gcm(aes)) 0x" + "00" * 20 + " 128"
     made.ip(probe, check=False)
     if "esp" not in made.ip("xfrm state", check=False):
         pytest.skip("this kernel has no ESP; the guest kernel has")
     made.ip("xfrm state flush")
-    yield made
-    made.close()
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    made = Node(tmp_path)
+    try:
+        need_esp(made)
+        yield made
+    finally:
+        made.close()
 
 
 def shown(node: Node) -> list[str]:
@@ -262,3 +426,108 @@ def test_policies_and_charon_follow_the_leases(node: Node) -> None:
     # Another backend: nothing catches its packets.
     node.start(backend={"Type": "host-gw"})
     assert shown(node) == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "xfrm policy flush",
+        "xfrm policy delete src 10.244.1.0/24 dst 10.244.2.0/24 dir out",
+        "xfrm policy delete src 10.244.3.0/24 dst 10.244.1.0/24 dir fwd",
+        "xfrm policy update src 10.244.2.0/24 dst 10.244.1.0/24 dir in",
+    ],
+)
+def test_damaged_policies_heal(node: Node, damage: str) -> None:
+    daemon = node.start(backend=IPSEC)
+    daemon.list(peer(2, kind="ipsec"), peer(3, kind="ipsec"))
+
+    def whole() -> bool:
+        return shown(node) == pairs(2, 3) and node.ip("xfrm policy list").count("reqid 11 mode tunnel") == 6
+
+    until(whole, f"policies {shown(node)}\n{daemon.log}", HEALS_WITHIN)
+    node.ip(damage)
+    until(whole, f"policies after `ip {damage}`\n{daemon.log}", HEALS_WITHIN)
+
+
+class Pair:
+    """Two nodes on one cable, with flanneld on both."""
+
+    def __init__(self, folder: Path) -> None:
+        self.nodes: list[Node] = []
+        for name in ("first", "second"):
+            (folder / name).mkdir()
+            self.nodes.append(Node(folder / name))
+        first, second = self.nodes
+        need_esp(first)
+        second.ip("link del eth0")
+        inside = second._enter[second._enter.index("-t") + 1]
+        subprocess.run(
+            [*first._enter[:3], "-n", "ip", "link", "set", "far", "netns", inside, "name", "eth0"], check=True
+        )  # fmt: skip
+        second.ip("link set eth0 up")
+        second.ip("addr add 192.168.50.2/24 dev eth0")
+        second.ip("route add default via 192.168.50.254")
+        for number, made in enumerate(self.nodes, 1):
+            made.ip(f"addr add 10.244.{number}.1/32 dev lo")
+        self.daemons = [self.start(0), self.start(1)]
+
+    def start(self, index: int) -> Flanneld:
+        daemon = self.nodes[index].start(backend=IPSEC, subnet=f"10.244.{index + 1}.0/24")
+        leases = [peer(number, kind="ipsec") for number in (1, 2)]
+        daemon.list(*leases, own=False)
+        return daemon
+
+    def reaches(self) -> bool:
+        return "1 received" in self.nodes[0].run(*PING, "-c", "1", "10.244.2.1", check=False)
+
+    def associations(self, index: int) -> list[str]:
+        return re.findall(r"spi (0x\S+)", self.nodes[index].ip("xfrm state"))
+
+    def close(self) -> None:
+        for made in self.nodes:
+            made.close()
+
+
+PING = ["ping", "-n", "-W", "1", "-I", "10.244.1.1"]
+#: How long keys may take on a slow machine: a guest's one processor is shared.
+AGREED_WITHIN = 4 * HEALS_WITHIN
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    made = Pair(tmp_path)
+    try:
+        until(made.reaches, f"packets\n{made.daemons[0].log}", AGREED_WITHIN + 10)
+        yield made
+    finally:
+        made.close()
+
+
+def test_associations_that_are_gone_are_agreed_on_again(pair: Pair) -> None:
+    for _ in range(2):
+        before = set(pair.associations(0))
+        pair.nodes[0].ip("xfrm state flush")
+        until(pair.reaches, f"packets\n{pair.daemons[0].log}", AGREED_WITHIN)
+        assert not before & set(pair.associations(0))
+    pair.daemons[0].said("has gone from the kernel")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_restart_costs_no_association(pair: Pair, number: signal.Signals) -> None:
+    first = pair.nodes[0]
+    before = pair.associations(0)
+    ping = subprocess.Popen(
+        [*first._enter, *PING, "-i", "0.02", "-c", "400", "-q", "10.244.2.1"], stdout=subprocess.PIPE, text=True
+    )
+    pair.daemons[0].stop(number)
+    assert pair.associations(0) == before
+    until(lambda: not first.run("pgrep", "-r", "D,R,S", "charon", check=False), "the end of charon", HEALS_WITHIN)
+    again = pair.start(0)
+    until(lambda: len(set(pair.associations(0)) - set(before)) == 2, f"new ones\n{again.log}", AGREED_WITHIN)
+    until(lambda: not set(before) & set(pair.associations(0)), f"the old ones are gone\n{again.log}", AGREED_WITHIN)
+    said, _ = ping.communicate(timeout=60)
+    received = re.search(r"(\d+) received", said)
+    # The peer lets go of the old keys a moment before this node has the new ones.
+    assert received, said
+    assert int(received[1]) >= 398, f"{said}\n{again.log}"
+    assert pair.reaches()
