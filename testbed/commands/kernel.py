@@ -48,8 +48,7 @@ def path(as_json: bool) -> None:
 _way = click.option(
     "--way",
     type=click.Choice(list(WAYS)),
-    default="",
-    show_default=False,
+    callback=lambda *given: given[-1] or "",
     help="Which guest; else the first that works.",
 )
 
