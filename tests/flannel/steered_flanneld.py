@@ -108,11 +108,15 @@ def break_parts(names: list[str]) -> None:
             broken()
         take(reconciler, message)
 
+    def hang(*_: object) -> None:
+        threading.Event().wait()
+
     parts: dict[str, tuple[type, str, Callable[..., Any]]] = {
         "wants": (VxlanBackend, "wants", wants_but_one),
         "take": (Reconciler, "take", take_but_one),
         "start": (VxlanBackend, "start", broken),
         "close": (SteeredStore, "close", broken),
+        "hang": (SteeredStore, "close", hang),
     }
     for name in names:
         if name == "thread":
