@@ -42,6 +42,8 @@ FLANNELD = "/opt/flannel/flanneld"
 LIBRARY = "/opt/flannel/lib"
 READY_SECONDS = 20.0
 STOP_SECONDS = 10.0
+COPY_SECONDS = 180.0
+"""For 60 MB into a guest whose machine is busy."""
 
 #: Where distributions put the reference CNI plugins.
 CNI_FOLDERS = ("/usr/lib/cni", "/usr/libexec/cni", "/opt/cni/bin")
@@ -352,7 +354,12 @@ def deploy(cluster: Cluster, progress: Progress) -> None:
             if key not in archives:
                 archives[key] = node_files(cluster.flannel, *key)
         untar = ["tar", "-x", "-C", "/", "--no-same-owner", "--unlink-first"]
-        each(lambda n: lab.node(n).run(untar, stdin=archives[(options.implementation(n), options.plugin(n))]), names)
+
+        def copy(name: str) -> None:
+            archive = archives[(options.implementation(name), options.plugin(name))]
+            lab.node(name).run(untar, stdin=archive, timeout=COPY_SECONDS)
+
+        each(copy, names)
     with progress.step("Waiting for BGP to converge"):
         wait_converged(lab)
     with progress.step(f"Writing flannel's configuration to {store.title}"):
