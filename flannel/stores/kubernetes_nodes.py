@@ -180,15 +180,22 @@ def wanted_annotations(attrs: LeaseAttrs, addresses: Addresses, keys: Keys) -> d
     wanted = {
         keys.managed: "true",
         keys.backend_type: attrs.backend_type,
-        keys.backend_data: json.dumps(attrs.backend_data, separators=(",", ":")),
+        keys.backend_data: _text(attrs.backend_type, attrs.backend_data),
         keys.public_ip: str(addresses.v4),
     }
     # The others' data are the same for both versions, and upstream publishes no IPv6 of theirs.
     has_data = attrs.backend_type in ("vxlan", "wireguard") and attrs.backend_data6 is not None
     if addresses.v6 is not None and (has_data or attrs.backend_type in ("host-gw", "extension")):
-        wanted[keys.backend_data6] = json.dumps(attrs.backend_data6, separators=(",", ":"))
+        wanted[keys.backend_data6] = _text(attrs.backend_type, attrs.backend_data6)
         wanted[keys.public_ip6] = str(addresses.v6)
     return wanted
+
+
+def _text(backend_type: str, data: Any) -> str:
+    """A backend's data as the annotation has them. An extension's are a text, or nothing at all."""
+    if backend_type == "extension" and data is None:
+        return ""
+    return json.dumps(data, separators=(",", ":"))
 
 
 def annotations_patch(changed: Mapping[str, str]) -> dict[str, Any]:
