@@ -115,7 +115,7 @@ def require_compiler() -> None:
     if platform.machine() != "x86_64":
         raise GuestUnavailable(
             f"user-mode-linux, which the guest kernel is, does not exist for {platform.machine()}",
-            hint="on arm64 the one way to a guest is QEMU, which this test-bed does not start yet",
+            hint="QEMU is the one way to a guest here: `testbed kernel check --way qemu` tries it",
         )
     missing = {package for program, package in PROGRAMS.items() if shutil.which(program) is None}
     if not HEADER.exists():
