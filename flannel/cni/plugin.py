@@ -102,7 +102,8 @@ def with_gateways(result: dict[str, Any]) -> dict[str, Any]:
     ips, routes = result.get("ips"), result.get("routes")
     if not isinstance(ips, list) or not isinstance(routes, list):
         return result
-    gateways = {":" in ip["gateway"]: ip["gateway"] for ip in ips if isinstance(ip, dict) and ip.get("gateway")}
+    said = [ip.get("gateway") for ip in ips if isinstance(ip, dict)]
+    gateways = {":" in gateway: gateway for gateway in said if gateway and isinstance(gateway, str)}
     completed = []
     for route in routes:
         gateway = (

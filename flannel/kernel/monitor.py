@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 from typing import NamedTuple
 
 from flannel.kernel import rtnl
-from flannel.kernel.netlink import NETLINK_ROUTE, grow_receive_buffer, messages
+from flannel.kernel.netlink import NETLINK_ROUTE, grow_receive_buffer, leave_out, messages
 
 _GROUPS = 0x1 | 0x4 | 0x10 | 0x40  # RTMGRP_LINK, RTMGRP_NEIGH, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE
 _GROUPS6 = 0x100 | 0x400  # RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE
@@ -22,12 +23,18 @@ class Change(NamedTuple):
 
 
 class Monitor:
-    """A subscription to rtnetlink's multicast groups, without blocking."""
+    """A subscription to rtnetlink's multicast groups, without blocking.
 
-    def __init__(self, *, ipv6: bool = False) -> None:
+    New routes and neighbours that the socket of port `without_echo_of` made are left out by the kernel itself.
+    """
+
+    def __init__(self, *, ipv6: bool = False, without_echo_of: int = 0) -> None:
         flags = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         self._socket = socket.socket(socket.AF_NETLINK, flags, NETLINK_ROUTE)
         grow_receive_buffer(self._socket)
+        if without_echo_of:
+            leave_out(self._socket, (rtnl.NEWROUTE, rtnl.NEWNEIGH), without_echo_of)
+        self._buffer = memoryview(bytearray(_RECEIVE))
         self._socket.bind((0, _GROUPS | (_GROUPS6 if ipv6 else 0)))
 
     def fileno(self) -> int:
@@ -44,7 +51,7 @@ class Monitor:
         lost = False
         while len(changes) < limit:
             try:
-                data = self._socket.recv(_RECEIVE)
+                data = bytes(self._buffer[: self._socket.recv_into(self._buffer)])
             except BlockingIOError:
                 break
             except OSError as error:
@@ -53,10 +60,18 @@ class Monitor:
                 lost = True
                 continue
             for kind, _, _, payload in messages(data):
-                change = _decode(kind, payload)
+                change = decode(kind, payload)
                 if change is not None:
                     changes.append(change)
         return changes, lost
+
+
+def decode(kind: int, payload: bytes) -> Change | None:
+    """What a notification says; None for what is of no interest, or cannot be read."""
+    try:
+        return _decode(kind, payload)
+    except (struct.error, IndexError):
+        return None
 
 
 def _decode(kind: int, payload: bytes) -> Change | None:

@@ -77,10 +77,11 @@ class RuleWatch:
                     raise
                 found = True
                 continue
-            found |= any(_concerns(kind, payload, wanted, tables) for kind, _, _, payload in messages(data))
+            found |= any(concerns(kind, payload, wanted, tables) for kind, _, _, payload in messages(data))
 
 
-def _concerns(kind: int, payload: bytes, wanted: Collection[tuple[bytes, bytes]], tables: Collection[bytes]) -> bool:
+def concerns(kind: int, payload: bytes, wanted: Collection[tuple[bytes, bytes]], tables: Collection[bytes]) -> bool:
+    """Whether a notification may be about one of the chains (table, chain), or one of the tables."""
     kind &= 0xFF
     if kind in (_NEWRULE, _DELRULE):
         name = 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import NamedTuple, TypeAlias
@@ -118,13 +119,15 @@ def _read_peer(data: bytes) -> Peer:
     allowed = set()
     for element in _elements(found.get(_ALLOWED_IPS, b"")):
         one = attributes(element)
-        allowed.add(ip_network((one.get(_IP_ADDRESS, b""), one.get(_IP_LENGTH, b"\0")[0]), strict=False))
+        address, length = one.get(_IP_ADDRESS, b""), int.from_bytes(one.get(_IP_LENGTH, b""), sys.byteorder)
+        if len(address) in (4, 16) and length <= 8 * len(address):
+            allowed.add(ip_network((address, length), strict=False))
     psk = found.get(_PSK, b"")
     return Peer(
         found.get(_PEER_KEY, b""),
         _read_endpoint(found.get(_ENDPOINT, b"")),
         frozenset(allowed),
-        _U16.unpack(found.get(_KEEPALIVE, b"\0\0"))[0],
+        int.from_bytes(found.get(_KEEPALIVE, b""), sys.byteorder),
         psk if any(psk) else None,
     )
 
@@ -141,7 +144,7 @@ def read_device(payloads: Iterable[bytes]) -> Device:
             known = peers.get(peer.key)
             peers[peer.key] = known._replace(allowed=known.allowed | peer.allowed) if known else peer
     private, public = first.get(_PRIVATE_KEY, b""), first.get(_PUBLIC_KEY, b"")
-    port = _U16.unpack(first.get(_LISTEN_PORT, b"\0\0"))[0]
+    port = int.from_bytes(first.get(_LISTEN_PORT, b""), sys.byteorder)
     return Device(private if any(private) else b"", public if any(public) else b"", port, peers)
 
 

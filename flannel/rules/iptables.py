@@ -20,7 +20,12 @@ def program_of(version: int) -> str:
 
 def ask_flavour(program: str = "iptables") -> tuple[bool, bool]:
     """Whether an iptables is the nftables one, and whether it knows --random-fully."""
-    said = run([program, "--version"]).output.split()
+    return flavour_of(run([program, "--version"]).output)
+
+
+def flavour_of(text: str) -> tuple[bool, bool]:
+    """The same of what `--version` says."""
+    said = text.split()
     try:
         version = tuple(int(part) for part in said[1].lstrip("v").split("."))
     except (IndexError, ValueError):

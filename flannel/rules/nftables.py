@@ -89,7 +89,7 @@ def read_echo(text: str, version: int, chain: str) -> tuple[str, ...]:
         if line.startswith(start):
             rule = line[len(start) :].strip()
             if rule.startswith("handle "):
-                rule = rule.split(" ", 2)[2]
+                rule = rule.removeprefix("handle ").partition(" ")[2]
             found.append(rule)
     return tuple(found)
 

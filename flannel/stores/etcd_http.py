@@ -161,7 +161,7 @@ def _error_of(status: int, kind: str, body: bytes) -> StoreError:
     try:
         decoded = json.loads(text)
         return api_error(int(decoded["code"]), str(decoded.get("message") or decoded.get("error")))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         pass
     # A client certificate with a CommonName is answered 400 in plain text while authentication is on; a gateway that is
     # switched off is answered 404.

@@ -168,11 +168,15 @@ def _json_field_in(field: Field, value: Any) -> Any:
     if isinstance(field.kind, dict):
         return from_json(field.kind, value)
     if field.kind == "int":
+        if not isinstance(value, int | str):
+            raise ValueError("a number was expected")
         return int(value)
     if field.kind == "bytes":
+        if not isinstance(value, str):
+            raise ValueError("base64 was expected")
         return base64.b64decode(value, validate=True)
     if field.kind == "bool":
         return value is True
     if isinstance(field.kind, tuple):
-        return field.kind[value] if isinstance(value, int) else str(value)
+        return field.kind[value] if isinstance(value, int) and 0 <= value < len(field.kind) else str(value)
     return str(value)

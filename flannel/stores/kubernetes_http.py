@@ -283,7 +283,7 @@ def status_error(status: Mapping[str, Any], code: int, what: str) -> RefusedErro
     if not isinstance(message, str):
         message = ""
     seconds = details.get("retryAfterSeconds") if isinstance(details, dict) else None
-    wait = float(seconds) if isinstance(seconds, int) and seconds > 0 else 0.0
+    wait = float(min(seconds, _LONGEST_WAIT)) if isinstance(seconds, int) and seconds > 0 else 0.0
     hint = {
         401: " (the token or certificate is not accepted)",
         403: " (flanneld's ClusterRole must allow pods get, nodes get, list and watch, and nodes/status patch)",
