@@ -179,6 +179,18 @@ def _apply(lab: FaultyLab, link: LinkSpec, before: dict[LinkEnd, LinkFault]) -> 
     elif before[link.b].down and not faults.down(link):
         _wait_noticed(lab, link)
         lab.node(link.b.node).run(["ip", "link", "set", link.b.iface, "up"])
+        _wait_carrier(lab, link)
+
+
+def _wait_carrier(lab: Lab, link: LinkSpec) -> None:
+    """Let both ends have their carrier, which the kernel gives them up to a second later."""
+
+    def up(end: LinkEnd) -> bool:
+        done = lab.node(end.node).run(["ip", "-j", "link", "show", "dev", end.iface])
+        return bool(json.loads(done.stdout)[0]["operstate"] == "UP")
+
+    if not Deadline(NOTICED_SECONDS).poll(lambda: (up(link.a) and up(link.b)) or None):
+        raise LabError(f"{link.name} has no carrier {NOTICED_SECONDS:.0f} s after it was set up again")
 
 
 def _wait_noticed(lab: Lab, link: LinkSpec) -> None:

@@ -59,13 +59,18 @@ def remembered(lab: NetnsLab) -> object:
     return record.facts["faults"]
 
 
-def answered(lab: NetnsLab, source: str, target: str, *, count: int = SENT) -> int:
+def answered(lab: NetnsLab, source: str, target: str, *, count: int = SENT, interval: str = "0.002") -> int:
     """How many of so many pings come back."""
-    argv = ["ping", "-q", "-i", "0.002", "-c", str(count), "-W", "1", str(lab.node(target).spec.ip)]
+    argv = ["ping", "-q", "-i", interval, "-c", str(count), "-W", "1", str(lab.node(target).spec.ip)]
     said = lab.node(source).run(argv, check=False).stdout
     found = re.search(r"(\d+) received", said)
     assert found, said
     return int(found[1])
+
+
+def comes_back(lab: NetnsLab, source: str, target: str) -> bool | None:
+    """Whether pings are answered again soon: who was asked for an address in vain is asked again after a second."""
+    return Deadline(5).poll(lambda: answered(lab, source, target, count=1) == 1 or None)
 
 
 def round_trip(lab: NetnsLab, source: str, target: str) -> float:
@@ -91,7 +96,7 @@ def test_a_link_that_is_down_has_no_carrier_and_comes_back(fabric: NetnsLab) -> 
         assert "NO-CARRIER" in fabric.node("worker2").run(["ip", "link", "show", "eth0"]).stdout
         assert answered(fabric, "worker1", "worker2", count=5) == 0
         assert answered(fabric, "worker1", "master1", count=5) == 5, "only that link is down"
-    assert answered(fabric, "worker1", "worker2", count=5) == 5
+    assert comes_back(fabric, "worker1", "worker2")
 
 
 @pytest.mark.parametrize("at_once", [True, False])
@@ -103,8 +108,9 @@ def test_routing_goes_round_a_link_that_is_down_and_is_whole_again_afterwards(
         if not at_once:
             assert Deadline(5).poll(lambda: len(missing_paths(fabric, leaf)) == 2 or None), "leaf1 goes on using it"
             assert answered(fabric, "worker1", "worker2", count=5) == 5
-    assert missing_paths(fabric, leaf) == []
-    assert missing_paths(fabric, fabric.spec.node("spine1")) == []
+    routers = (leaf, fabric.spec.node("spine1"))
+    fallen = Deadline(2).poll(lambda: [line for router in routers for line in missing_paths(fabric, router)] or None)
+    assert fallen is None, "routing was not done with it"
     with fabric.fault("leaf1-spine2", down=True), fabric.fault("leaf2-spine2", down=True):
         gone = Deadline(5).poll(lambda: len(missing_paths(fabric, leaf)) == 2 or None)
         assert gone
@@ -119,7 +125,7 @@ def test_a_fault_ends_with_its_block_however_that_ends(fabric: NetnsLab) -> None
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert answered(fabric, "worker1", "worker2", count=5) == 5
+    assert comes_back(fabric, "worker1", "worker2")
     assert fabric.record.facts["faults"] == {}
 
 
@@ -128,8 +134,9 @@ def test_a_link_is_down_until_the_last_fault_that_says_so_ends(fabric: NetnsLab)
     with outer:
         with inner:
             pass
-        assert answered(fabric, "worker1", "worker2", count=2) == 0
-    assert answered(fabric, "worker1", "worker2", count=5) == 5
+        # A link that is up again carries packets within a second.
+        assert answered(fabric, "worker1", "worker2", count=10, interval="0.2") == 0
+    assert comes_back(fabric, "worker1", "worker2")
 
 
 def test_what_is_no_link_or_no_fault_is_refused_before_anything_is_done(fabric: NetnsLab) -> None:
