@@ -85,6 +85,7 @@ class Daemon:
         self._grace = grace
         self._posts: deque[Message | _AcquiredAgain] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._woken = False
         self._stopping = False
         self._serving = False
         self.start_anew = False  # instead of an end
@@ -277,13 +278,16 @@ class Daemon:
     def post(self, message: Message | _AcquiredAgain) -> None:
         """Hand a store's message to the loop; from any thread."""
         self._posts.append(message)
-        os.eventfd_write(self._wake, 1)
+        # Once is enough until the loop has looked: in a burst, a call and a change of threads a message add up.
+        if not self._woken:
+            self._woken = True
+            os.eventfd_write(self._wake, 1)
 
     def _serve(
         self, netlink: Netlink, reconciler: Reconciler, store: Store, conf: netconf.NetConf, lease: Lease
     ) -> None:  # fmt: skip
         assert self._backend is not None
-        monitor = Monitor(ipv6=conf.enable_ipv6)
+        monitor = Monitor(ipv6=conf.enable_ipv6, without_echo_of=netlink.port)
         published = self._backend.attrs()
         self._serving = True
         store.watch(self.post)
@@ -322,6 +326,7 @@ class Daemon:
     def _drain_wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
+        self._woken = False  # before the posts are taken: what comes from now on wakes again
 
     def _take_posts(self, reconciler: Reconciler, store: Store, conf: netconf.NetConf, lease: Lease) -> None:
         while self._posts:

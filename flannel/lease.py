@@ -7,6 +7,17 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 
+class Subnet(IPv4Network):
+    """A network that works out its hash once: each lease is looked up some twenty times on its way to the kernel."""
+
+    def __init__(self, address: tuple[IPv4Address, int]) -> None:
+        super().__init__(address)
+        self._hash = super().__hash__()
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
 @dataclass(frozen=True, slots=True)
 class LeaseAttrs:
     """What a node publishes with its subnet. `backend_type` is empty for udp and alloc, as upstream's is."""

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from socket import AF_INET, inet_pton
 from typing import Any
 
-from flannel.lease import Lease, LeaseAttrs
+from flannel.lease import Lease, LeaseAttrs, Subnet
 
 #: Every type that a flannel node may publish; udp and alloc publish none.
 KNOWN_TYPES = frozenset(
@@ -28,7 +28,7 @@ def parse_key(text: str) -> tuple[IPv4Network, IPv6Network | None]:
     """
     v4_text, ampersand, v6_text = text.partition("&")
     address, length = _split(v4_text, 31)
-    v4 = IPv4Network((parse_address(address), length))
+    v4 = Subnet((parse_address(address), length))
     if not ampersand:
         return v4, None
     address, length = _split(v6_text, 127)
