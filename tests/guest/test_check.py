@@ -27,8 +27,6 @@ WELL: Mapping[str, Any] = {"ok": True, "detail": ""}
 
 @pytest.fixture(scope="module")
 def checked(kernel: Kernel) -> Checked:
-    if kernel.way == "packaged":
-        pytest.skip("Debian's own guest kernel does not have everything")
     return check(kernel)
 
 
@@ -61,8 +59,6 @@ def arguments(folder: Path, *options: str) -> list[str]:
 
 @pytest.fixture
 def ready(kernel: Kernel) -> None:
-    if kernel.way == "packaged":
-        pytest.skip("Debian's own guest kernel does not have everything")
     try:
         frr_folder()
     except LabError as error:
