@@ -28,7 +28,7 @@ from testbed.labs.netns import NetnsLab, NetnsNode
 from testbed.manifest import read_manifest
 from testbed.model import LabSpec
 from testbed.nodes import pods as podlib
-from testbed.nodes.fabric import wait_converged
+from testbed.nodes.fabric import calm, wait_converged
 from testbed.nodes.kubernetes import Kubernetes
 from testbed.nodes.store import KubernetesLeases, LeaseStore, store_of
 from testbed.options import RunOptions
@@ -331,7 +331,7 @@ def bring_up(options: RunOptions, progress: Progress | None = None) -> Cluster:
     lab = kinds.bring_up(options.lab, spec, progress=progress)
     try:
         if isinstance(lab, NetnsLab):
-            lab.settle([*(node.name for node in spec.cluster_nodes), spec.outside.name])
+            lab.settle(lab.nodes)
         cluster = Cluster(lab, flannel, options)
         deploy(cluster, progress)
     except BaseException:
@@ -362,6 +362,8 @@ def deploy(cluster: Cluster, progress: Progress) -> None:
         each(copy, names)
     with progress.step("Waiting for BGP to converge"):
         wait_converged(lab)
+        if isinstance(lab, NetnsLab):
+            calm(lab)
     with progress.step(f"Writing flannel's configuration to {store.title}"):
         store.configure()
     with progress.step(f"Starting flanneld ({cluster.flannel.backend.type})"):
