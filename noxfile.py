@@ -66,9 +66,15 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """What takes long and asks for patience: 200 commands killed at random moments."""
+    """What takes long and asks for patience: kills at random moments, healing in full, a million inputs each parser."""
     session.env.setdefault("TESTBED_KILLS", os.environ.get("TESTBED_KILLS", "200"))
-    work(session, "soak", ("pytest", "tests/soak", *session.posargs))
+    session.env.setdefault("TESTBED_SOAK", "1")
+    work(
+        session,
+        "soak",
+        ("pytest", "tests/soak", "tests/heals", "tests/fuzz", *session.posargs),
+        ("tests.heals.inguest", *session.posargs),
+    )
 
 
 @nox.session

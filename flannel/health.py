@@ -57,7 +57,7 @@ class HealthServer:
             for key, _ in self._selector.select(timeout):
                 if key.data is None:
                     self._accept()
-                else:
+                elif key.data in self._clients:  # one before it may have cost it its place
                     self._read(key.data)
             now = time.monotonic()
             for client in [client for client in self._clients if client.deadline <= now]:
@@ -74,6 +74,7 @@ class HealthServer:
         client = _Client(sock)
         self._clients.add(client)
         self._selector.register(sock, selectors.EVENT_READ, client)
+        self._read(client)  # who has something to say is not to wait among those who have not
 
     def _drop(self, client: _Client) -> None:
         self._clients.discard(client)
