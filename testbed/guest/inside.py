@@ -63,7 +63,7 @@ def write(path: str, text: str) -> None:
 #: First the algorithms that others ask for by name while they are loaded, when nothing would find them.
 MODULES = tuple(
     """
-    crc32c_generic crc32c_intel crypto_null hmac sha1_generic sha256_generic sha512_generic drbg jitterentropy_rng
+    crc32c_generic crc32c_intel crypto_null hmac sha1_generic sha256_generic sha512_generic drbg
     aes_generic aesni_intel cbc ctr gcm
     ghash-generic chacha_generic poly1305_generic chacha20poly1305 authenc seqiv echainiv
     overlay veth bridge br_netfilter dummy tun vxlan ipip sit gre ip_gre vrf wireguard af_packet ipv6

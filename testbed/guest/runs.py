@@ -13,6 +13,7 @@ from testbed.console import Ticks
 from testbed.doctor import diagnose, search_path
 from testbed.errors import Exit, InputError
 from testbed.flannelspec import BACKENDS
+from testbed.guest.build import Kernel
 from testbed.guest.kernels import obtain_kernel
 from testbed.guest.run import run as run_in_guest
 from testbed.options import IN_GUEST, KERNELS
@@ -102,6 +103,13 @@ def needs(run: str, options: Sequence[str]) -> tuple[str, ...]:
     return (*BACKENDS[run].kernel_features, rules, *topology_features(options))
 
 
+def environment(kernel: Kernel) -> dict[str, str]:
+    """What a run in that guest finds in its environment."""
+    # The caller's record of labs is not the guest's root's own, and its labs end with it.
+    own = {IN_GUEST: kernel.version, "PATH": search_path(), "TESTBED_STATE": "/run/testbed"}
+    return {**SLOWER.get(kernel.way, {}), **os.environ, **own}
+
+
 def in_guest(run: str, options: Sequence[str]) -> int:
     """Run a backend's checks in a guest; returns the run's exit code.
 
@@ -123,6 +131,6 @@ def in_guest(run: str, options: Sequence[str]) -> int:
         kernel=kernel.path,
         writable=[reports.parent],
         readable=[path for word in options if (path := Path(word.rpartition("=")[2])).exists()],
-        env={**SLOWER.get(kernel.way, {}), **os.environ, IN_GUEST: str(kernel.version), "PATH": search_path()},
+        env=environment(kernel),
     )
     return code if code < 128 or code == Exit.INTERRUPTED else int(Exit.LAB)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -274,3 +275,12 @@ def test_a_missing_tool_stops_the_guest_s_runs_too(
     monkeypatch.setattr(doctor, "find_tool", lambda tool: None if tool.program == "etcd" else "/bin/x")
     there = outlook(monkeypatch, Kernel(Path("/k"), "7.3", "built"))
     assert all(entry.host == entry.guest == () for entry in table.rows(doctor.diagnose(), there))
+
+
+def test_on_arm64_the_one_guest_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    there = outlook(monkeypatch, None)
+    assert "QEMU" in there.words
+    assert "kernel build" not in there.words, "which cannot be there"
+    there = outlook(monkeypatch, Kernel(Path("/k"), "6.1", "qemu"))
+    assert "slow" in there.words

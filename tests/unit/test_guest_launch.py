@@ -12,6 +12,7 @@ from testbed.doctor import Diagnosis, Finding
 from testbed.errors import InputError
 from testbed.flannelspec import BACKENDS
 from testbed.guest import launch, runs
+from testbed.guest.build import Kernel
 from testbed.guest.features import SYMBOLS
 from testbed.options import RULES
 
@@ -92,6 +93,19 @@ def test_a_run_needs_of_a_guest_what_its_backend_and_its_rules_take() -> None:
             found = runs.needs(run, [f"--rules={rules}"])
             assert set(found) <= set(SYMBOLS), "features by which a kernel is judged"
             assert set(backend.kernel_features) < set(found)
+
+
+def test_a_run_in_a_guest_keeps_track_of_its_labs_in_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TESTBED_STATE", "/home/somebody/state")
+    monkeypatch.delenv("TESTBED_TIME_SCALE", raising=False)
+    found = runs.environment(Kernel(Path("/k"), "7.3", "built"))
+    assert found["TESTBED_STATE"] == "/run/testbed"
+    assert found[runs.IN_GUEST] == "7.3"
+    assert "TESTBED_TIME_SCALE" not in found
+    slow = Kernel(Path("/k"), "6.1", "qemu")
+    assert runs.environment(slow)["TESTBED_TIME_SCALE"] == "10"
+    monkeypatch.setenv("TESTBED_TIME_SCALE", "2")
+    assert runs.environment(slow)["TESTBED_TIME_SCALE"] == "2", "whoever says so knows better"
 
 
 def test_an_unknown_kernel_and_a_kept_guest_are_refused(tmp_path: Path) -> None:
