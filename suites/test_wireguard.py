@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ipaddress import IPv4Interface
 
+import pytest
+
 from testbed.checks import check
 from testbed.fixtures import Facts, Path, Paths
 from testbed.labs.base import Node
@@ -35,6 +37,8 @@ def test_device_carries_the_network(cluster: Cluster, facts: Facts) -> None:
 @check("WG-02")
 def test_one_peer_a_node_with_its_subnet_alone(paths: Paths, cluster: Cluster, facts: Facts) -> None:
     """Key and endpoint as the peer published them, exactly its podCIDR; a handshake where packets go. Source: src."""
+    if cluster.flannel.tunnel_device == cluster.flannel.tunnel_device6:
+        pytest.skip("one device carries both families, which is what V6-17 looks at")
     path = paths.take("XS")
     answer = ping(path.source, path.address)
     assert answer.lost == 0, answer.output
