@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from testbed.errors import InputError, LabError
 from testbed.guest.build import Kernel, build, find_built
-from testbed.guest.packaged import find_packaged, obtain_packaged
-from testbed.guest.qemu import find_qemu, obtain_qemu
+from testbed.guest.packaged import find_packaged, obtain_packaged, user_mode_linux
+from testbed.guest.qemu import find_qemu, machine_in, obtain_qemu
 from testbed.guest.source import GuestUnavailable
 from testbed.labs import Progress, Quiet
 
@@ -18,13 +19,20 @@ VARIABLE = "TESTBED_GUEST_KERNEL"
 
 
 def given() -> Kernel | None:
-    """The kernel that the environment names. Raises GuestUnavailable where that is no program."""
+    """The kernel that the environment names: user-mode-linux, or a folder that QEMU boots from.
+
+    Raises GuestUnavailable where it is neither.
+    """
     path = os.environ.get(VARIABLE)
     if not path:
         return None
     if not os.access(path, os.X_OK):
         raise GuestUnavailable(f"{VARIABLE} names no program: {path}", hint=f"unset {VARIABLE}, or mend it")
-    return Kernel(Path(path).resolve(), "given", "given")
+    place = Path(path).resolve()
+    kernel = machine_in(place) if place.is_dir() else user_mode_linux(place)
+    if kernel is None:
+        raise GuestUnavailable(f"{VARIABLE} names no guest kernel: {path}", hint=f"unset {VARIABLE}, or mend it")
+    return kernel if kernel.way == "qemu" else replace(kernel, way="given", built=f"given by {VARIABLE}")
 
 
 def _uml(progress: Progress) -> Kernel:

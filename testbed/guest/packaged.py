@@ -21,8 +21,8 @@ PROGRAM = "linux.uml"
 NEEDED_BYTES = 256 << 20
 
 
-def _kernel(path: Path) -> Kernel | None:
-    """The kernel at that path; None where it does not run here."""
+def user_mode_linux(path: Path) -> Kernel | None:
+    """The kernel at that path, with what it lacks by its configuration; None where it does not run here."""
     said = []
     for option in ("--version", "--showconfig"):
         try:
@@ -41,12 +41,12 @@ def find_packaged() -> Kernel | None:
     """The kernel that is installed, or was unpacked before; None where there is none."""
     installed = shutil.which(PROGRAM)
     if installed:
-        return _kernel(Path(installed))
+        return user_mode_linux(Path(installed))
     try:
         places = sorted(cache_folder().glob(f"packaged-*/usr/bin/{PROGRAM}"))
     except GuestUnavailable:
         return None
-    return _kernel(places[-1]) if places else None
+    return user_mode_linux(places[-1]) if places else None
 
 
 def obtain_packaged(progress: Progress | None = None) -> Kernel:
@@ -84,7 +84,7 @@ def _fetch(folder: Path, progress: Progress) -> Kernel:
             except GuestUnavailable as error:
                 faults.append(error)
                 continue
-            if kernel := _kernel(scratch / "root" / "usr" / "bin" / PROGRAM):
+            if kernel := user_mode_linux(scratch / "root" / "usr" / "bin" / PROGRAM):
                 place = folder / f"packaged-{version}"
                 shutil.rmtree(place, ignore_errors=True)
                 (scratch / "root").rename(place)

@@ -143,7 +143,8 @@ def of(kernel: Path) -> Machine | None:
 # --- finding and fetching
 
 
-def _kernel(folder: Path) -> Kernel | None:
+def machine_in(folder: Path) -> Kernel | None:
+    """The kernel that QEMU boots from that folder; None where it is not whole."""
     try:
         machine = Machine.at(folder)
         lacks = lacking_features((folder / "config").read_text())
@@ -164,7 +165,7 @@ def find_qemu() -> Kernel | None:
         places = sorted(cache_folder().glob(f"{_name()}-*"))
     except GuestUnavailable:
         return None
-    return next((kernel for place in reversed(places) if (kernel := _kernel(place))), None)
+    return next((kernel for place in reversed(places) if (kernel := machine_in(place))), None)
 
 
 def obtain_qemu(progress: Progress | None = None) -> Kernel:
@@ -227,7 +228,7 @@ def _fetch(scratch: Path, folder: Path, progress: Progress) -> Kernel:
             if _boots(place, "kvm"):
                 (place / "boot.json.new").write_text(json.dumps(facts | {"accelerator": "kvm"}, indent=1) + "\n")
                 (place / "boot.json.new").rename(place / "boot.json")
-    kernel = _kernel(place)
+    kernel = machine_in(place)
     if kernel is None:
         raise GuestUnavailable(f"what was fetched into {place} is not whole", hint="remove it, and try again")
     return kernel

@@ -162,6 +162,23 @@ def test_debian_s_kernel_is_fetched_once_and_what_it_lacks_is_known(mirror: Path
     assert [path.name for path in (mirror / "cache/testbed/guest-kernel").glob(".*")] == []
 
 
+def test_a_kernel_that_is_brought_along_is_asked_what_it_has(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(kernels.VARIABLE, str(mirror / "linux.uml"))
+    found = kernels.obtain_kernel()
+    assert (found.path, found.way, found.lacks) == (mirror / "linux.uml", "given", ("wireguard",))
+    with pytest.raises(GuestUnavailable, match="has no wireguard"):
+        kernels.obtain_kernel(needs=["wireguard"])
+    (mirror / "linux.uml").write_text("#!/bin/sh\n")
+    for path, words in (
+        (mirror / "linux.uml", "no guest kernel"),
+        (mirror / "gone", "no program"),
+        (mirror, "no guest"),
+    ):
+        monkeypatch.setenv(kernels.VARIABLE, str(path))
+        with pytest.raises(GuestUnavailable, match=words):
+            kernels.obtain_kernel()
+
+
 def test_a_package_that_does_not_start_here_is_told_and_not_kept(mirror: Path) -> None:
     (mirror / "linux.uml").write_text("#!/bin/sh\nexit 127\n")
     with pytest.raises(GuestUnavailable, match="does not start here"):
