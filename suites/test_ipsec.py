@@ -9,7 +9,7 @@ from testbed.deadline import Deadline
 from testbed.fixtures import Facts, Paths
 from testbed.flannelspec import TEST_PSK
 from testbed.nodes.deploy import FLANNELD, Cluster
-from testbed.nodes.store import EtcdLeases
+from testbed.nodes.madeup import etcd_of, other_backend
 from testbed.probes.capture import Window
 from testbed.probes.encrypted import ESP, encrypted
 from testbed.probes.flows import Nonce, ping
@@ -71,13 +71,13 @@ def test_only_esp_on_the_wire(paths: Paths, cluster: Cluster, facts: Facts, wind
 @check("IPS-03")
 def test_a_short_key_is_refused(cluster: Cluster) -> None:
     """flanneld ends, and says why without the key. Source: src."""
-    store, node = cluster.store, cluster.members[-1]
-    if not isinstance(store, EtcdLeases):
+    etcd, node = etcd_of(cluster), cluster.members[-1]
+    if etcd is None:
         inconclusive("a second configuration needs etcd")
     short = TEST_PSK[:95]
     conf = {**cluster.flannel.net_conf, "Backend": {"Type": "ipsec", "PSK": short}}
-    store.etcd.put(f"{OTHER_PREFIX}/config", json.dumps(conf))
-    argv = [FLANNELD, f"--etcd-endpoints={store.etcd.endpoint}", f"--etcd-prefix={OTHER_PREFIX}"]
+    etcd.put(f"{OTHER_PREFIX}/config", json.dumps(conf))
+    argv = [FLANNELD, f"--etcd-endpoints={etcd.endpoint}", f"--etcd-prefix={OTHER_PREFIX}"]
     deadline = Deadline(REFUSED_SECONDS)
     done = node.run(
         ["timeout", f"{REFUSED_SECONDS:.0f}", *argv, "--subnet-file=/run/flannel/ips-03.env"],
@@ -87,4 +87,29 @@ def test_a_short_key_is_refused(cluster: Cluster) -> None:
     assert done.rc == 1, f"exit status {done.rc}: {done.stderr[-300:]}"
     assert "password is too short" in done.stderr, done.stderr[-500:]
     assert short not in done.stderr
-    assert not store.etcd.under(f"{OTHER_PREFIX}/subnets/")
+    assert not etcd.under(f"{OTHER_PREFIX}/subnets/")
+
+
+@check("IPS-04")
+def test_no_policy_is_left_for_another_backend_s_packets(cluster: Cluster, facts: Facts) -> None:
+    """A node that goes over to vxlan has neither policies nor associations; on its way back it has all. k3s#2808."""
+    etcd, node = etcd_of(cluster), cluster.members[-1]
+    if etcd is None:
+        inconclusive("a second configuration needs etcd")
+    before = set(read_policies(node))
+    assert before, f"{node.name} has no policies"
+
+    def left() -> None:
+        assert not read_policies(node), f"{node.name}: {read_policies(node)}"
+        assert not read_associations(node), f"{node.name}: {read_associations(node)}"
+
+    with other_backend(cluster, etcd, node.name, {"Type": "vxlan", "VNI": 1}):
+        facts.eventually(left)
+
+    def back() -> None:
+        assert set(read_policies(node)) == before, f"{node.name}: {read_policies(node)}"
+        ways = {(one.near, one.far) for one in read_associations(node)}
+        assert ways == {(policy.near, policy.far) for policy in before}, f"{node.name}: {ways}"
+        assert facts.node(node.name).link("flannel.1") is None
+
+    facts.eventually(back, seconds=AGREED_SECONDS)

@@ -42,7 +42,7 @@ FLANNELD = "/opt/flannel/flanneld"
 LIBRARY = "/opt/flannel/lib"
 READY_SECONDS = 20.0
 STOP_SECONDS = 10.0
-COPY_SECONDS = 180.0
+COPY_SECONDS = 60.0
 """For 60 MB into a guest whose machine is busy."""
 
 #: Where distributions put the reference CNI plugins.

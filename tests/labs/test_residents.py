@@ -164,3 +164,9 @@ def test_commands_end_with_their_caller_and_daemons_do_not(flat: LabSpec, number
         process.kill()
         process.wait()
         open_lab(flat.id).down()
+
+
+def test_much_input_takes_a_time_that_grows_with_its_length_alone(node: NetnsNode) -> None:
+    """If what is left were copied for each piece, this would take a minute."""
+    size = 192 << 20
+    assert int(node.run(["wc", "-c"], stdin=bytes(size), timeout=15).stdout) == size
