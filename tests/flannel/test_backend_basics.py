@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from flannel import charon
 from flannel.backends.base import NOTHING, BackendError
 from flannel.backends.choice import BACKENDS, make_backend
 from flannel.kernel import rtnl
@@ -84,6 +85,21 @@ def test_udp_and_alloc_publish_an_address_alone(kind: str) -> None:
 def test_extension_publishes_the_interfaces_own_address() -> None:
     external = EXTERNAL._replace(public=IPv4Address("203.0.113.8"))
     assert make_backend(conf(Type="extension"), external).attrs() == LeaseAttrs(EXTERNAL.address, "extension")
+
+
+def test_ipsec_without_charon_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def nowhere(name: str) -> str:
+        asked.append(name)
+        return ""
+
+    monkeypatch.setattr(charon, "find", nowhere)
+    with pytest.raises(BackendError, match="charon is not installed"):
+        charon.find_charon()
+    folders = ("strongswan", "ipsec")
+    usual = [f"/usr/{where}/{name}/charon" for where in ("lib", "libexec") for name in folders]
+    assert asked[:5] == ["charon", *usual]
 
 
 def test_a_vni_in_a_peers_lease_does_not_count() -> None:

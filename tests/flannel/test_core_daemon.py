@@ -8,6 +8,7 @@ import signal
 import socket
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -275,6 +276,25 @@ def test_iptables_that_fails_is_said_and_tried_again(node: Node) -> None:
     node.run("ln", "-sf", "/usr/sbin/iptables-nft-restore", "/run/bin/iptables-restore")
     daemon.said("as they must be again")
     assert node.run("iptables-nft", *RULES).count("-A FLANNEL-POSTRTG") == 6
+
+
+@pytest.mark.parametrize("flavour", ["nft", "legacy"])
+def test_without_a_resync_period_nothing_is_busy(node: Node, flavour: str) -> None:
+    """Upstream looks at the rules without a pause then, by 1.3 processors."""
+    daemon = node.start("--ip-masq", "--iptables-resync=0", environment=flavoured(node, flavour))
+    daemon.list(peer(2))
+    until(lambda: node.programmed(2), "a peer")
+
+    def spent() -> float:
+        words = Path(f"/proc/{daemon.pid()}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, words[11:15])) / os.sysconf("SC_CLK_TCK")  # its own, and that of its children
+
+    before, deadline = spent(), time.monotonic() + 2.0
+    while time.monotonic() < deadline:
+        assert spent() - before < 0.2
+        time.sleep(0.1)
+    if flavour == "legacy":
+        assert "--iptables-resync is 0" in daemon.log
 
 
 def test_two_daemons_of_one_node_keep_each_others_rules_and_come_to_rest(node: Node) -> None:

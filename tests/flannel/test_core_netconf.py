@@ -38,6 +38,25 @@ def test_an_ipv6_network_has_its_own_subnets() -> None:
     assert read.ipv6_subnet_len == 64
 
 
+def both(**keys: Any) -> str:
+    return conf(EnableIPv6=True, IPv6Network="fc00::/48", **keys)
+
+
+def test_ipv6_bounds_are_kept() -> None:
+    read = parse(both(IPv6SubnetLen=56, IPv6SubnetMin="fc00:0:0:1000::", IPv6SubnetMax="fc00:0:0:2000::"))
+    assert (str(read.ipv6_subnet_min), str(read.ipv6_subnet_max)) == ("fc00:0:0:1000::", "fc00:0:0:2000::")
+    for bad in ("fd00::", "fc00:0:0:1::", "10.3.1.0"):
+        with pytest.raises(NetConfError, match="IPv6SubnetMin"):
+            parse(both(IPv6SubnetLen=56, IPv6SubnetMin=bad))
+
+
+@pytest.mark.parametrize(
+    ("network", "length"), [("fc00::/48", 64), ("fc00::/62", 64), ("fc00::/63", 65), ("fc00::/124", 126)]
+)
+def test_the_length_of_ipv6_subnets_follows_from_the_network(network: str, length: int) -> None:
+    assert parse(conf(EnableIPv6=True, IPv6Network=network)).ipv6_subnet_len == length
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Network
+from pathlib import Path
 
 import pytest
 
+from flannel.rules.iptables import ask_flavour
 from flannel.rules.masquerade import Group, forward, masquerade, payload, read_tables, removal, repair
 
 N, P = IPv4Network("10.244.0.0/16"), IPv4Network("10.244.1.0/24")
@@ -104,6 +106,27 @@ def test_removal_takes_chain_and_jump_unless_somebody_else_uses_them() -> None:
     tables = read_tables(saved(MASQ, [*MASQ.rules, foreign], [MASQ.jump]))
     assert removal(tables, MASQ, ()) == [f"-D FLANNEL-POSTRTG {rule}" for rule in MASQ.rules[1:]]
     assert removal({}, MASQ, ()) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "nft", "random_fully"),
+    [
+        ("iptables v1.8.9 (nf_tables)", True, True),
+        ("iptables v1.8.7 (legacy)", False, True),
+        ("iptables v1.6.2", False, True),
+        ("iptables v1.6.1", False, False),
+        ("iptables v1.4.21", False, False),
+        ("what?", False, True),
+    ],
+)
+def test_an_old_iptables_has_no_random_ports(
+    said: str, nft: bool, random_fully: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "iptables"
+    program.write_text(f"#!/bin/sh\necho '{said}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert ask_flavour() == (nft, random_fully)
 
 
 def test_a_transaction_a_table_and_none_where_nothing_changes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -130,6 +131,20 @@ def test_a_damaged_fdb_entry_heals(node: Node, words: str) -> None:
     heals(node, 2, 3)
     node.run("bridge", "fdb", *words.split())
     heals(node, 2, 3)
+
+
+def test_a_removal_of_what_is_gone_already_holds_up_nobody(node: Node) -> None:
+    """Upstream tries to remove a neighbour that somebody deleted for 51 s, while the next lease waits."""
+    daemon = node.start()
+    daemon.list(peer(2))
+    heals(node, 2)
+    os.kill(daemon.pid(), signal.SIGSTOP)
+    node.ip("neigh del 10.244.2.0 dev flannel.1")
+    node.run("bridge", "fdb", "del", "02:aa:bb:cc:dd:02", "dev", "flannel.1", "dst", "192.168.50.2", "self")
+    daemon.tell(removed=peer(2))
+    daemon.tell(added=peer(3))
+    os.kill(daemon.pid(), signal.SIGCONT)
+    heals(node, 3)
 
 
 def test_a_flapped_underlay_heals(node: Node) -> None:
