@@ -119,7 +119,8 @@ def make_root(plan: dict[str, Any]) -> None:
         os.mkdir(f"{NEW_ROOT}/{name}")
     os.chmod(f"{NEW_ROOT}/upper", 0o755)
     new = f"{NEW_ROOT}/new"
-    mount("overlay", new, 0, f"lowerdir=/,upperdir={NEW_ROOT}/upper,workdir={NEW_ROOT}/work")
+    # The host's root may be nobody in here: a program of its own that changes to its owner, as mount(8), would be, too.
+    mount("overlay", new, MS_NOSUID, f"lowerdir=/,upperdir={NEW_ROOT}/upper,workdir={NEW_ROOT}/work")
     mount("proc", f"{new}/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     mount("sysfs", f"{new}/sys", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     mount("cgroup2", f"{new}/sys/fs/cgroup", MS_NOSUID | MS_NODEV | MS_NOEXEC)
