@@ -45,6 +45,14 @@ STOP_SECONDS = 10.0
 COPY_SECONDS = 60.0
 """For 60 MB into a guest whose machine is busy."""
 
+STRONGSWAN = """charon {
+ install_routes = no
+ load = random nonce openssl aes sha1 sha2 hmac kdf gmp kernel-netlink socket-default vici
+}
+"""
+"""What a charon needs that another flanneld starts; the bundled one has settings of its own. Of all that may be
+installed, one plugin does ESP without the kernel, and another lets local networks past it."""
+
 #: Where distributions put the reference CNI plugins.
 CNI_FOLDERS = ("/usr/lib/cni", "/usr/libexec/cni", "/opt/cni/bin")
 
@@ -268,6 +276,8 @@ def node_files(flannel: FlannelSpec, flanneld: Path | None, plugin: Path | None)
         archive.add(f"{LIBRARY}/flannel/{name}", content)
     for target, name, given in ((FLANNELD, "flanneld", flanneld), ("/opt/cni/bin/flannel", "flannel", plugin)):
         archive.add(target, _executable(given) if given else bundled_launchers()[name], 0o755)
+    if flanneld and flannel.backend.type == "ipsec":
+        archive.add("/etc/strongswan.conf", STRONGSWAN)
     archive.add(podlib.SERVER, podlib.server_program())
     plugins = cni_folder()
     for path in sorted(plugins.iterdir()):
