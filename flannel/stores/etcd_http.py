@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import socket
-import ssl
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from flannel.stores import plainhttp
 from flannel.stores.base import StoreError
 from flannel.stores.etcd_messages import Method, Values, from_json, to_json
+
+plainhttp.load(tls=False)
+import http.client  # noqa: E402 - after the line that says how
+
+if TYPE_CHECKING:
+    import ssl
 
 #: etcd tells of its progress every ten minutes; a watch that is silent for longer is dead, whatever TCP thinks.
 WATCH_SILENCE = 660.0
@@ -80,7 +85,10 @@ class HttpLink:
         if token:
             headers["Authorization"] = token
         try:
-            connection.connect()
+            if self._context is None:
+                connection.sock = plainhttp.connect(self._host, self._port, self._connect_timeout)
+            else:
+                connection.connect()
             sock: socket.socket = connection.sock  # http.client forgets it where the other end announces to close
             notice_dead_peer(sock)
             sock.settimeout(self._timeout)
