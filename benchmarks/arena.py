@@ -113,13 +113,13 @@ class Node:
         shown = self.run("ip", "-4", "route", "show", *(["dev", device] if device else [])).stdout
         return sum(line.startswith("10.") for line in shown.splitlines())
 
-    def clean(self) -> None:
-        """Take away what a flanneld left."""
+    def clean(self, legacy: bool = False) -> None:
+        """Take away what a flanneld left; to look for legacy rules would make the tables for them."""
         self.run(
             "sh", "-c", "ip link delete flannel.1; ip route flush root 10.64.0.0/10; rm -f /run/flannel/*", check=False
         )
         for table in ("nat", "filter"):
-            for program in ("iptables-nft", "iptables-legacy"):
+            for program in ("iptables-nft", *(["iptables-legacy"] if legacy else [])):
                 self.run("sh", "-c", f"{program} -w -t {table} -F; {program} -w -t {table} -X", check=False)
 
     @contextlib.contextmanager
@@ -141,7 +141,7 @@ class Node:
             yield running
         finally:
             running.kill()
-            self.clean()
+            self.clean(legacy=bool(path))
 
 
 class Running:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class Subnet(IPv4Network):
@@ -18,8 +17,7 @@ class Subnet(IPv4Network):
         return self._hash
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseAttrs:
+class LeaseAttrs(NamedTuple):
     """What a node publishes with its subnet. `backend_type` is empty for udp and alloc, as upstream's is."""
 
     public_ip: IPv4Address
@@ -29,8 +27,7 @@ class LeaseAttrs:
     backend_data6: Any = None  # the same for what carries IPv6
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(NamedTuple):
     """One node's lease. `expiration` is Unix time in seconds, 0.0 for a reservation (no expiry).
 
     `subnet6` is there in dual stack only.

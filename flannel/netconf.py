@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
-from typing import Any
+from typing import Any, NamedTuple
 
 _KEYS = (
     "EnableIPv4 EnableIPv6 EnableNFTables Network IPv6Network SubnetMin SubnetMax IPv6SubnetMin IPv6SubnetMax "
@@ -20,8 +19,7 @@ class NetConfError(ValueError):
     """The network configuration cannot be used; the text names key and value."""
 
 
-@dataclass(frozen=True, slots=True)
-class NetConf:
+class NetConf(NamedTuple):
     """A network configuration, checked, with its defaults filled in.
 
     `backend` holds the backend's own keys in lower case, `Type` left out; `notes` says what an operator may not

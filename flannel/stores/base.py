@@ -7,9 +7,8 @@ becomes of kernel state: it says what it knows, and how sure it is.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 from flannel.lease import Lease, LeaseAttrs
 
@@ -21,8 +20,7 @@ class StoreError(Exception):
     """The store could not do what was asked; the text says what, where, and what to do about it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """Another node's lease was added, changed ("added" again, as upstream has it) or removed.
 
     A removed lease carries the attributes that were last known. The own lease is never in an Event.
@@ -32,8 +30,7 @@ class Event:
     lease: Lease
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """Every usable lease of the store, the own one included, as of one revision.
 
     `complete` is False where the list cannot be trusted to be whole: its leases are real, but a lease that is not in it
@@ -45,29 +42,25 @@ class Snapshot:
     complete: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class StoreDown:
+class StoreDown(NamedTuple):
     """The store cannot be reached; posted once for each outage. Keep all state. A Snapshot follows when it is back."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseLost:
+class LeaseLost(NamedTuple):
     """The own lease is gone: deleted, expired, or taken by another node. Call `acquire` to have one again."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Renewed:
+class Renewed(NamedTuple):
     """The own lease was renewed; `lease.expiration` is the new one."""
 
     lease: Lease
 
 
-@dataclass(frozen=True, slots=True)
-class Remembered:
+class Remembered(NamedTuple):
     """What a store has kept of this node from before: an address that an operator wants published in place of the
     interface's (`public_ip`, "" for none; `public_ip6` the same of IPv6), and what was published last."""
 

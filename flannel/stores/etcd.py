@@ -10,7 +10,6 @@ import random
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING
 
@@ -246,7 +245,7 @@ class EtcdStore:
             own = self._own
             if own is None:
                 return  # the next acquire brings its own
-            own.lease = replace(own.lease, attrs=attrs)
+            own.lease = own.lease._replace(attrs=attrs)
             own.published = False
             self._changed.notify_all()
             if self._watcher is not None:
@@ -314,7 +313,7 @@ class EtcdStore:
             own.published = own.lease.attrs == lease.attrs
             if renew:
                 own.due = self._due(ttl)
-                own.lease = replace(own.lease, expiration=time.time() + ttl)
+                own.lease = own.lease._replace(expiration=time.time() + ttl)
             lease = own.lease
         if renew:
             self._keep_proof(etcd_lease)
@@ -366,7 +365,7 @@ class EtcdStore:
         if key.lease != own.etcd_lease:
             own.etcd_lease = key.lease
             if not key.lease:  # an operator made it a reservation
-                own.due, own.lease = None, replace(own.lease, expiration=0.0)
+                own.due, own.lease = None, own.lease._replace(expiration=0.0)
         self._changed.notify_all()
 
     def own_key_deleted(self, key: bytes, revision: int) -> None:
@@ -393,7 +392,7 @@ def _is_ours(found: KeyValue | None, etcd_lease: int) -> bool:
 
 
 def _fits4(conf: NetConf, subnet: IPv4Network) -> bool:
-    return fits(replace(conf, ipv6_network=None), subnet)
+    return fits(conf._replace(ipv6_network=None), subnet)
 
 
 def _choose6(conf: NetConf, previous: IPv6Network | None, entries: list[Entry]) -> IPv6Network | None:

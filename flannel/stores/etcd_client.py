@@ -6,16 +6,19 @@ certificates that carry a CommonName there while its authentication is on, and a
 
 from __future__ import annotations
 
-import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from flannel.log import without_userinfo
+from flannel.stores import plainhttp
 from flannel.stores.base import Log, StoreError
 from flannel.stores.etcd_http import UNAUTHENTICATED, GatewayRefusedError, HttpLink, LinkDownError, RefusedError
 from flannel.stores.etcd_messages import AUTHENTICATE, GRANT, RANGE, REVOKE, TXN, WATCH, Method, Values
+
+if TYPE_CHECKING:
+    import ssl
 
 #: Keys a page: what one answer holds stays small in memory, and 4000 leases take eight calls.
 PAGE = 500
@@ -154,6 +157,9 @@ def parse_endpoint(url: str, tls: TlsFiles) -> Endpoint:
 
 def tls_context(tls: TlsFiles) -> ssl.SSLContext:
     """Return a client context: TLS 1.2 or later, the server always verified. Raises StoreError naming a bad file."""
+    plainhttp.load(tls=True)
+    import ssl  # only here: without TLS it would be the largest part of the daemon
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:

@@ -10,7 +10,6 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from urllib.parse import quote
@@ -223,7 +222,7 @@ class KubernetesStore:
             own = self._own
             if own is None:
                 return  # the next acquire brings its own
-            lease = replace(own.lease, attrs=attrs)
+            lease = own.lease._replace(attrs=attrs)
             self._own = own._replace(lease=lease, addresses=own.addresses | _all_of(attrs))
             self._unwritten = self._mine = True
             self._changed.notify_all()

@@ -6,8 +6,7 @@ import base64
 import binascii
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from flannel.stores.base import StoreError
@@ -18,8 +17,7 @@ SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 _REFUSED = ("exec", "auth-provider", "username", "password", "as", "as-uid", "as-groups", "as-user-extra")
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
+class Access(NamedTuple):
     """Where the API is, and who we are to it. Files are read when they are needed: tokens and certificates rotate."""
 
     host: str
@@ -136,8 +134,7 @@ class _Kubeconfig:
     def _with_secrets(self, access: Access, cluster: dict[str, Any], user: dict[str, Any]) -> Access:
         # As kubectl has it: data count where a file is given as well, and a token's file counts where a token is.
         token_file = self._file(user, "tokenFile")
-        return replace(
-            access,
+        return access._replace(
             server_name=self._text(cluster, "tls-server-name"),
             verify=cluster.get("insecure-skip-tls-verify") is not True,
             ca_file=self._file(cluster, "certificate-authority"),

@@ -201,7 +201,7 @@ def test_a_value_comes_back() -> None:
 )
 def test_a_hostile_peer_s_ipv6_is_refused_by_name(changed: dict[str, Any], why: str) -> None:
     subnet6 = changed.pop("subnet6", LEASE.subnet6)
-    attrs = LeaseAttrs(**{**{name: getattr(ATTRS, name) for name in ATTRS.__slots__}, **changed})
+    attrs = ATTRS._replace(**changed)
     said = why_unusable(Lease(LEASE.subnet, attrs, subnet6=subnet6), IPv4Network("10.244.0.0/16"), NETWORK6)
     assert (why in said) if why else said == ""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +122,7 @@ def test_a_token_and_what_is_said_of_it(tmp_path: Path) -> None:
     api = SmallApi()
     proxy = FaultProxy(api.port)
     try:
-        client = KubeClient(replace(find_access(proxy.url, "", {}), token_file=str(token)))
+        client = KubeClient(find_access(proxy.url, "", {})._replace(token_file=str(token)))
         proxy.away = True
         with pytest.raises(StoreError) as caught:
             client.get("/api/v1/nodes/node1")

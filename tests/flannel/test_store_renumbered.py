@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,7 @@ def test_a_tunnels_own_name_proves_it_where_nothing_was_kept(
     """A lease of upstream's making, or one from before this file was kept."""
     attrs = LeaseAttrs(IPv4Address("192.0.2.1"), "vxlan", data)
     make_store(etcd)[0].acquire(conf, attrs, SEVEN)
-    assert make_store(etcd)[0].acquire(conf, replace(attrs, public_ip=MOVED), SEVEN).subnet == SEVEN
+    assert make_store(etcd)[0].acquire(conf, attrs._replace(public_ip=MOVED), SEVEN).subnet == SEVEN
     assert published(etcd) == str(MOVED)
 
 
@@ -125,7 +124,7 @@ def test_peers_learn_of_the_new_address(
     peer.watch(seen.post)
     seen.wait(Snapshot)
     store, own = make_store(etcd, proof_file=proof)
-    store.acquire(conf, replace(attrs_of(1), public_ip=MOVED), SEVEN)
+    store.acquire(conf, attrs_of(1)._replace(public_ip=MOVED), SEVEN)
     store.watch(own.post)
     [event] = seen.wait(Event)
     assert (event.kind, event.lease.subnet, event.lease.attrs.public_ip) == ("added", SEVEN, MOVED)

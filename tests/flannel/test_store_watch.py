@@ -6,7 +6,6 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING, Any
@@ -266,7 +265,7 @@ def test_many_leases_come_in_pages(etcd: Etcd, make_store: MakeStore, conf: NetC
         )
     for start in range(0, count, 100):
         etcd.ask("/v3/kv/txn", {"success": ops[start : start + 100]})
-    wide = replace(conf, network=IPv4Network("10.0.0.0/8"))
+    wide = conf._replace(network=IPv4Network("10.0.0.0/8"))
     store, seen = make_store(etcd)
     store.acquire(wide, attrs_of(1), IPv4Network("10.244.7.0/24"))
     store.watch(seen.post)

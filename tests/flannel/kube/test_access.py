@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,7 +51,7 @@ def test_token_is_read_again(small: SmallApi, proxy: FaultProxy, tmp_path: Path)
     token = tmp_path / "token"
     token.write_text("first\n")
     access = find_access(proxy.url, "", {})
-    client = KubeClient(replace(access, token_file=str(token)))
+    client = KubeClient(access._replace(token_file=str(token)))
     client.get("/api/v1/nodes/node1")
     token.write_text("second\n")
     client.get("/api/v1/nodes/node1")

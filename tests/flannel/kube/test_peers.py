@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
@@ -118,7 +117,7 @@ def test_node_that_becomes_unusable_keeps_its_last_good_data(
 
 # -- dual stack ----------------------------------------------------------------------------------------------------
 
-OWN_BOTH = replace(OWN, public_ip6=IPv6Address("2001:db8::1"), backend_data6={"VNI": 1, "VtepMAC": "0a:00:00:00:06:01"})
+OWN_BOTH = OWN._replace(public_ip6=IPv6Address("2001:db8::1"), backend_data6={"VNI": 1, "VtepMAC": "0a:00:00:00:06:01"})
 
 
 @pytest.fixture
