@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
 
 from testbed.checks import check
-from testbed.fixtures import Path
-from testbed.model import LabSpec, Role
+from testbed.fixtures import Facts, Path
+from testbed.model import LabSpec, LinkEnd, LinkSpec, Role
 from testbed.nodes.deploy import Cluster
+from testbed.nodes.pods import Pod
 from testbed.probes.capture import Window
-from testbed.probes.flows import Nonce, ping, udp_flows
+from testbed.probes.flows import Nonce, parse_ping, ping, udp_flows
 from testbed.probes.iproute import read_state
 
 FLOWS = 256
@@ -108,3 +110,80 @@ def test_the_leaf_s_hash_decides_whether_ipip_spreads(path: Path, cluster: Clust
     else:
         assert most >= PINGS * EACH, f"hash policy {policy}, but the uplinks carried {counts}"
         assert total - most < PINGS * EACH / 2, f"hash policy {policy}, but the uplinks carried {counts}"
+
+
+def link_at(lab: LabSpec, node: str, iface: str) -> LinkSpec:
+    """The link that ends at an interface."""
+    return next(link for link in lab.links if LinkEnd(node, iface) in (link.a, link.b))
+
+
+def uplink_taken(cluster: Cluster, path: Path, names: list[str]) -> str:
+    """The uplink by which the leaf of the path's source sends the pings of its pods."""
+    counts = sent_by(cluster, path, names, lambda: ping(path.source, path.address, count=EACH, interval=0.01))
+    taken = max(counts, key=lambda name: counts[name])
+    assert counts[taken] >= EACH, f"the pings of one pair of pods took several uplinks: {counts}"
+    return taken
+
+
+DELAY = 60.0
+"""Milliseconds that one uplink is slower than the others: more than any of this takes otherwise."""
+ANSWER = re.compile(r"icmp_seq=(\d+) .*\btime=([\d.]+)")
+
+
+@check("ECMP-05", encapsulated=True)
+def test_pings_of_a_pair_of_pods_stay_on_one_link(path: Path, cluster: Cluster) -> None:
+    """Where one uplink is slow all pings of a pair are or none is, and none overtakes another. Source: S0."""
+    lab, leaf = cluster.lab.spec, str(cluster.lab.spec.node(path.source_node.name).rack)
+    names = uplinks(lab, path.source_node.name)
+    if len(names) < 2:
+        pytest.skip(f"{lab.topology} has no two ways between its leaves")
+    taken = uplink_taken(cluster, path, names)
+    for name in names:
+        link = link_at(lab, leaf, name)
+        far = link.b.node if link.a.node == leaf else link.a.node
+        with cluster.lab.fault(link.name, delay=DELAY, towards=far):
+            output = ping(path.source, path.address, count=EACH, interval=0.01).output
+        answers = [(int(number), float(time)) for number, time in ANSWER.findall(output)]
+        assert [number for number, _ in answers] == list(range(1, EACH + 1)), output
+        slow = [time >= DELAY for _, time in answers]
+        assert slow == [name == taken] * EACH, f"{name} is slow, and the pings go by {taken}\n{output}"
+
+
+LOSS_WINDOW = 3000
+"""Milliseconds without answers that are agreed on when a link goes down; BGP's hold time alone would be 9000."""
+STEADY, MORE, EVERY = 60, 50, 0.01
+AGREED = round(LOSS_WINDOW / 1000 / EVERY)
+
+
+@check("ECMP-06", encapsulated=True)
+def test_flows_move_when_their_uplink_goes_down(path: Path, cluster: Cluster, facts: Facts) -> None:
+    """The flow's own uplink goes down: a short loss, the other way from then on, no change in the pods. Derived."""
+    lab, leaf = cluster.lab.spec, str(cluster.lab.spec.node(path.source_node.name).rack)
+    names = uplinks(lab, path.source_node.name)
+    if len(names) < 2:
+        pytest.skip(f"{lab.topology} has no two ways between its leaves")
+    taken = uplink_taken(cluster, path, names)
+    pods = {pod.name: settled(facts, pod) for pod in path.pods}
+    argv = ["ping", "-n", "-i", f"{EVERY:g}", "-c", str(STEADY + AGREED + MORE), "-W", "2", str(path.address)]
+    flow = path.source.spawn(argv)
+    assert flow.stdout is not None
+    said = b"".join(flow.stdout.readline() for _ in range(STEADY))
+    with cluster.lab.fault(link_at(lab, leaf, taken).name, down=True):
+        said += flow.stdout.read()
+        flow.wait(10)
+        counts = sent_by(cluster, path, names, lambda: many_flows(path))
+        facts.forget()
+        assert {pod.name: settled(facts, pod) for pod in path.pods} == pods, "the pods' own state has changed"
+    facts.forget()
+    answer = parse_ping(said.decode(), path.source.name)
+    window = answer.lost * EVERY * 1000
+    assert 0 < window <= LOSS_WINDOW, f"{window:.0f} ms without an answer, {LOSS_WINDOW} are agreed on"
+    assert answer.sent == STEADY + AGREED + MORE, answer.output
+    assert counts[taken] == 0, f"the uplink that is down carried {counts}"
+    assert sum(counts.values()) >= FLOWS, f"the uplinks carried {counts} for {FLOWS} flows"
+
+
+def settled(facts: Facts, pod: Pod) -> object:
+    """A pod's addresses and routes, which are to outlast any trouble of the fabric."""
+    state = facts.pod(pod)
+    return [(link.name, link.mac, link.mtu, link.addresses) for link in state.links], state.routes

@@ -14,6 +14,7 @@ import yaml
 from testbed.data import folder
 from testbed.errors import LabError
 from testbed.flannelspec import BACKENDS
+from testbed.linkfault import NETEM
 from testbed.model import LabSpec
 from testbed.probes.capture import Inconclusive
 
@@ -23,6 +24,9 @@ TRAFFIC = ("SN", "SS", "XS", "PN", "OUT")
 PATHS = (*TRAFFIC, "NP", "CIP", "NPL", "NPR", "HN", "HP", "EXT", "ctl")
 
 LABS = ("netns", "clab", "kube", "kind", "cluster", "ssh")
+
+KERNEL_NEEDS = (NETEM,)
+"""What rows may need that is a feature of the kernel: the run is skipped, or goes to the guest, where it is missing."""
 
 F = TypeVar("F")
 

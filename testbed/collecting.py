@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from testbed import checks
+from testbed.doctor import probe_features
 from testbed.runstate import RUN, Run
 
 NOT_WRITTEN = "is not written yet"
@@ -66,6 +68,12 @@ class Unwritten(pytest.Item):
         return checks.catalogue_path(), 0, self.name
 
 
+@cache
+def kernel_has(feature: str) -> bool:
+    """Whether this kernel has a feature, found out by using it. Raises LabError where that cannot be found out."""
+    return bool(probe_features().get(feature, {}).get("ok"))
+
+
 def skip_reason(item: pytest.Item) -> str:
     """Why a check cannot run here; "" where it can."""
     if item.get_closest_marker("check") is None:
@@ -78,6 +86,7 @@ def skip_reason(item: pytest.Item) -> str:
         (row.needs == STORE_NEEDED and run.options.store == "kubernetes")
         or (row.needs == IPV6_NEEDED and run.flannel.network6 is not None)
     )
+    given = given or (row.needs in checks.KERNEL_NEEDS and kernel_has(row.needs))
     if row.reason and not given:
         return row.reason
     callspec = getattr(item, "callspec", None)

@@ -184,6 +184,24 @@ def test_names_and_paths(run: Runner) -> None:
     assert flat.checks["VXE-01"]["reason"] == "flat has no two nodes in different subnets"
 
 
+@pytest.mark.parametrize("netem", [True, False])
+def test_a_row_that_needs_a_kernel_feature_runs_where_that_is(run: Runner, *, netem: bool) -> None:
+    code = f"""
+from testbed import collecting
+collecting.probe_features = lambda: {{"netem": {{"ok": {netem}}}}}
+
+@check("ECMP-05")
+def test_slow(): pass
+
+@check("ECMP-06")
+def test_down(): pass
+"""
+    ended = run(code)
+    assert ended.verdicts["ECMP-05"] == ("held" if netem else "skipped")
+    assert ended.verdicts["ECMP-06"] == "held"
+    assert netem or "netem" in ended.checks["ECMP-05"]["reason"]
+
+
 def test_rows_are_chosen_by_their_id(run: Runner) -> None:
     assert run(ONE_OF_EACH, "-k", "LSE-01").verdicts == {"LSE-01": "held"}
     assert run(ONE_OF_EACH, "-k", "LSE-99").code == 5

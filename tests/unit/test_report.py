@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from testbed.checks import load_catalogue
 from testbed.errors import Exit, InputError, LabError
 from testbed.probes.capture import Inconclusive
 from testbed.report.expected import Expected, deviations, load_expected, stable
@@ -118,6 +119,18 @@ def test_deviations_are_told_and_fail_a_strict_run(outcomes: list[Outcome], word
     assert any(word in problem for problem in run.problems), run.problems
     assert run.finish(strict=False) == Exit.HELD
     assert run.finish(strict=True) == Exit.FAILED
+
+
+def test_what_waits_for_another_kernel_counts_as_there_and_what_is_skipped_otherwise_does_not() -> None:
+    expected = Expected("racks", {"ECMP": 2}, {})
+    reason = load_catalogue()["ECMP-05"].reason
+    assert "netem" in reason
+    waiting = outcome("ECMP-05", Verdict.SKIPPED, reason)
+    assert deviations(record(outcome("ECMP-01"), waiting), expected) == []
+    assert deviations(record(outcome("ECMP-01"), outcome("ECMP-05")), expected) == []
+    tired = deviations(record(outcome("ECMP-01"), outcome("ECMP-05", Verdict.SKIPPED, "tired")), expected)
+    assert tired == ["ECMP-05 is skipped, which is new: tired", "ECMP: 1 checks ran where 2 are expected"]
+    assert len(deviations(record(outcome("ECMP-05"), outcome("ECMP-01", Verdict.SKIPPED, reason)), expected)) == 2
 
 
 def test_items_are_compared_without_the_names_of_their_ends() -> None:
