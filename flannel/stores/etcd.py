@@ -6,7 +6,6 @@ values, 24 hours, renewal by a new etcd lease); docs/deviations.md lists where t
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Sequence
@@ -14,10 +13,10 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING
 
 from flannel.lease import Lease, LeaseAttrs
-from flannel.stores.allocate import fits, fits6, free_subnets, free_subnets6
+from flannel.stores.allocate import fits
 from flannel.stores.base import LeaseLost, Log, Post, Remembered, Renewed, StoreError
 from flannel.stores.etcd_client import EtcdClient, KeyValue, TlsFiles
-from flannel.stores.etcd_own import Entry, Own, Proof, own_entries
+from flannel.stores.etcd_own import Entry, Own, Proof, choose_subnets, own_entries
 from flannel.stores.etcd_watch import LeaseWatcher, OwnLease
 from flannel.stores.leasecodec import lease_key, lease_value, parse_key, parse_value, quoted
 
@@ -183,16 +182,7 @@ class EtcdStore:
         self, conf: NetConf, attrs: LeaseAttrs, previous: IPv4Network | None, previous6: IPv6Network | None,
         entries: list[Entry],
     ) -> Own:  # fmt: skip
-        network = conf.network
-        taken = [entry.subnet for entry in entries if entry.subnet.subnet_of(network) and entry.subnet != network]
-        if previous is not None and _fits4(conf, previous) and not any(previous.overlaps(other) for other in taken):
-            subnet = previous
-        else:
-            free = free_subnets(conf, taken)
-            if not free:
-                raise StoreError(f"out of subnets: all of {conf.subnet_min} to {conf.subnet_max} are leased")
-            subnet = random.choice(free)  # noqa: S311 - it spreads nodes, and guards nothing
-        subnet6 = _choose6(conf, previous6, entries)
+        subnet, subnet6 = choose_subnets(conf, previous, previous6, entries)
         etcd_lease, ttl = self._client.grant(self._ttl)
         key = self._subnets + lease_key(subnet, subnet6).encode()
         put = self._client.put_if({"version": 0}, key, lease_value(attrs), etcd_lease)
@@ -389,21 +379,3 @@ class EtcdStore:
 
 def _is_ours(found: KeyValue | None, etcd_lease: int) -> bool:
     return found is not None and etcd_lease != 0 and found.lease == etcd_lease
-
-
-def _fits4(conf: NetConf, subnet: IPv4Network) -> bool:
-    return fits(conf._replace(ipv6_network=None), subnet)
-
-
-def _choose6(conf: NetConf, previous: IPv6Network | None, entries: list[Entry]) -> IPv6Network | None:
-    """The IPv6 subnet of a new lease: the previous one if it is free, else a free one; None without IPv6."""
-    network = conf.ipv6_network
-    if network is None:
-        return None
-    taken = [one.subnet6 for one in entries if one.subnet6 is not None and one.subnet6.subnet_of(network)]
-    if previous is not None and fits6(conf, previous) and not any(previous.overlaps(other) for other in taken):
-        return previous
-    free = free_subnets6(conf, taken)
-    if not free:
-        raise StoreError(f"out of subnets: all of {conf.ipv6_subnet_min} to {conf.ipv6_subnet_max} are leased")
-    return random.choice(free)  # noqa: S311 - it spreads nodes, and guards nothing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flannel.stores import plainhttp
 from flannel.stores.base import StoreError
 from flannel.stores.etcd_messages import Method, Values, from_json, to_json
+from flannel.stores.linestream import LineStream, explain
 
 plainhttp.load(tls=False)
 import http.client  # noqa: E402 - after the line that says how
@@ -99,13 +99,13 @@ class HttpLink:
             status, body, kind = response.status, response.read(65536), response.getheader("Content-Type", "")
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            raise LinkDownError(_explain(error)) from error
+            raise LinkDownError(explain(error)) from error
         connection.close()
         raise _error_of(status, kind, body)
 
 
-class HttpStream:
-    """The answers of a watch, a JSON object a line."""
+class HttpStream(LineStream):
+    """The answers of a watch."""
 
     def __init__(
         self,
@@ -114,8 +114,8 @@ class HttpStream:
         response: http.client.HTTPResponse,
         sock: socket.socket,
     ) -> None:
-        self._method, self._connection, self._response, self._sock = method, connection, response, sock
-        self._sock.settimeout(WATCH_SILENCE)
+        super().__init__(connection, response, sock, WATCH_SILENCE)
+        self._method = method
 
     def __iter__(self) -> Iterator[Values]:
         """Yield answers; raises LinkDownError when the stream ends or breaks, RefusedError when etcd says no."""
@@ -124,7 +124,7 @@ class HttpStream:
                 line = self._response.readline()
                 decoded = json.loads(line) if line else None
             except (OSError, http.client.HTTPException, ValueError, RecursionError, AttributeError) as error:
-                raise LinkDownError(f"the watch broke off: {_explain(error)}") from error
+                raise LinkDownError(f"the watch broke off: {explain(error)}") from error
             if decoded is None:
                 raise LinkDownError("etcd ended the watch")
             yield self._answer(decoded)
@@ -139,17 +139,6 @@ class HttpStream:
         except ValueError as error:
             raise LinkDownError(f"the watch answered what it should not: {error}") from error
 
-    def close(self) -> None:
-        """End the stream, from any thread; a reader gets LinkDownError."""
-        with contextlib.suppress(OSError):
-            # The plain socket's method, for the TLS one takes its state away from under the reading thread.
-            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
-
-    def release(self) -> None:
-        """Give the connection back; for the reading thread, when it is done."""
-        self._response.close()
-        self._connection.close()
-
 
 def notice_dead_peer(sock: socket.socket) -> None:
     """Have the kernel find out within some 25 s that the other end has gone without a word."""
@@ -157,10 +146,6 @@ def notice_dead_peer(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-
-
-def _explain(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _error_of(status: int, kind: str, body: bytes) -> StoreError:

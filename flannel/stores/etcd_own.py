@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from flannel.lease import Lease, LeaseAttrs
+from flannel.stores.allocate import fits, fits6, free_subnets, free_subnets6
+from flannel.stores.base import StoreError
 from flannel.stores.etcd_client import KeyValue
+
+if TYPE_CHECKING:
+    from flannel.netconf import NetConf
 
 #: What in a backend's data belongs to one node alone.
 _IDENTITIES = ("VtepMAC", "PublicKey")
@@ -107,3 +113,34 @@ def _identity(attrs: LeaseAttrs) -> tuple[str, str, str] | None:
         if isinstance(data.get(key), str) and data[key]:
             return attrs.backend_type, key, data[key]
     return None
+
+
+def choose_subnets(
+    conf: NetConf, previous: IPv4Network | None, previous6: IPv6Network | None, entries: Sequence[Entry]
+) -> tuple[IPv4Network, IPv6Network | None]:
+    """The subnets of a new lease: the previous ones where they are free, else one of the first free ones, by chance.
+
+    Raises StoreError where none is free.
+    """
+    network, network6 = conf.network, conf.ipv6_network
+    taken = [one.subnet for one in entries if one.subnet.subnet_of(network) and one.subnet != network]
+    subnet = previous
+    if previous is None or not fits(conf._replace(ipv6_network=None), previous) or any(map(previous.overlaps, taken)):
+        subnet = _any_of(free_subnets(conf, taken), conf.subnet_min, conf.subnet_max)
+    assert subnet is not None
+    if network6 is None:
+        return subnet, None
+    taken6 = [one.subnet6 for one in entries if one.subnet6 is not None and one.subnet6.subnet_of(network6)]
+    subnet6 = previous6
+    if previous6 is None or not fits6(conf, previous6) or any(map(previous6.overlaps, taken6)):
+        subnet6 = _any_of(free_subnets6(conf, taken6), conf.ipv6_subnet_min, conf.ipv6_subnet_max)
+    return subnet, subnet6
+
+
+_Subnet = TypeVar("_Subnet", IPv4Network, IPv6Network)
+
+
+def _any_of(free: list[_Subnet], low: object, high: object) -> _Subnet:
+    if not free:
+        raise StoreError(f"out of subnets: all of {low} to {high} are leased")
+    return random.choice(free)  # noqa: S311 - it spreads nodes, and guards nothing

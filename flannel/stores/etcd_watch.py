@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal, NamedTuple, Protocol
 
 from flannel.lease import Lease, LeaseAttrs
-from flannel.stores.base import Event, Log, Post, Snapshot, StoreDown, StoreError
-from flannel.stores.etcd_client import EtcdClient, KeyValue, Watch, key_value
+from flannel.stores.base import Log, Post, StoreError
+from flannel.stores.etcd_client import EtcdClient, KeyValue, key_value
 from flannel.stores.etcd_messages import Values
 from flannel.stores.leasecodec import overlap, parse_key, parse_value, quoted, why_unusable
 from flannel.stores.table import LeaseTable
+from flannel.stores.watcher import Watcher, why_clashing
 
 FIRST_BACK_OFF, LONGEST_BACK_OFF = 0.1, 5.0  # seconds
-_WARNINGS_KEPT = 1000
 
 
 class OwnLease(NamedTuple):
@@ -53,64 +52,24 @@ class Owner(Protocol):
         """The own key is not there any more."""
 
 
-class LeaseWatcher:
-    """Posts a Snapshot, then Events; after an outage, a compaction or a reset of the store, a Snapshot again."""
+class LeaseWatcher(Watcher[bytes]):
+    """The `Watcher` of etcd's keys below `subnets`."""
 
     def __init__(self, client: EtcdClient, subnets: bytes, log: Log, owner: Owner, post: Post) -> None:
-        self._client, self._subnets, self._log, self._owner, self._post = client, subnets, log, owner, post
-        self._table: LeaseTable[bytes] = LeaseTable()
+        super().__init__("etcd", log, post, FIRST_BACK_OFF, LONGEST_BACK_OFF)
+        self._client, self._subnets, self._owner = client, subnets, owner
         self._header: Values | None = None  # of the last answer; None: list before watching
         self._next = 0  # first revision not seen yet
-        self._down = False
-        self._warned: set[tuple[bytes, str]] = set()
-        self._lock = threading.Lock()
-        self._stream: Watch | None = None
-        self._relist = False
-        self._closed = threading.Event()
-        self._back_off = FIRST_BACK_OFF
 
-    def close(self) -> None:
-        """Have `run` return."""
-        self._closed.set()
-        self._end_stream()
+    def _knows_its_place(self) -> bool:
+        return self._header is not None
 
-    def relist(self) -> None:
-        """Have the leases listed and judged again: the own lease is another one now."""
-        with self._lock:
-            self._relist = True
-        self._end_stream()
+    def _forget_place(self) -> None:
+        self._header = None
 
-    def _end_stream(self) -> None:
-        with self._lock:
-            stream = self._stream
-        if stream is not None:
-            stream.close()
-
-    def run(self) -> None:
-        """List and watch until closed; whatever goes wrong is posted, and tried again."""
-        while not self._closed.is_set():
-            try:
-                if self._list_wanted():
-                    self._list()
-                self._follow()
-                continue
-            except StoreError as error:
-                reason = str(error)
-            except Exception as error:  # noqa: BLE001 - a thread that died would leave the daemon blind, without a word
-                reason = f"unexpected {error!r}"
-                self._header = None
-            if self._closed.is_set() or self._relist:
-                continue
-            if not self._down:
-                self._down = True
-                self._post(StoreDown(reason))
-            self._closed.wait(self._back_off)
-            self._back_off = min(self._back_off * 2, LONGEST_BACK_OFF)
-
-    def _list_wanted(self) -> bool:
-        with self._lock:
-            wanted, self._relist = self._relist or self._header is None, False
-        return wanted
+    def _own(self) -> Lease | None:
+        own = self._owner.own_lease()
+        return None if own is None else own.lease
 
     # -- the list --------------------------------------------------------------------------------------------------
 
@@ -130,7 +89,7 @@ class LeaseWatcher:
         self._name_shadowed(listing.keys)
         self._header, self._next = listing.header, listing.header.get("revision", 0) + 1
         self._recovered()
-        self._post_snapshot(own)
+        self._post_snapshot()
 
     def _check_own(self, before: OwnLease | None, keys: Iterable[KeyValue]) -> OwnLease | None:
         """Compare the own lease with the list; return it if it holds."""
@@ -154,35 +113,19 @@ class LeaseWatcher:
             if lease is not None and self._table.shadowed(lease):
                 self._warn(key.key, f"another, older key has subnet {lease.subnet}")
 
-    def _post_snapshot(self, own: OwnLease | None) -> None:
-        leases = self._table.leases()
-        if own is not None:
-            leases.append(own.lease)
-        self._post(Snapshot(tuple(leases)))
-
     def _recovered(self) -> None:
+        super()._recovered()
         self._back_off = FIRST_BACK_OFF
-        if self._down:
-            self._down = False
-            self._log("info", "etcd is back")
 
     # -- the watch -------------------------------------------------------------------------------------------------
 
     def _follow(self) -> None:
         """Watch until the stream ends. Returns to have the leases listed, raises StoreError when etcd is away."""
         stream = self._client.watch(self._subnets, self._next)
-        with self._lock:
-            self._stream = stream
-            if self._relist or self._closed.is_set():
-                stream.close()
-        try:
+        with self._reading(stream):
             for answer in stream:
                 if not self._take(answer):
                     return
-        finally:
-            with self._lock:
-                self._stream = None
-            stream.release()
 
     def _take(self, answer: Values) -> bool:
         """Take in one answer; return False if the leases must be listed anew."""
@@ -218,7 +161,7 @@ class LeaseWatcher:
             return False
         if self._down:
             self._recovered()
-            self._post_snapshot(self._owner.own_lease())
+            self._post_snapshot()
         self._back_off = FIRST_BACK_OFF
         return True
 
@@ -232,14 +175,12 @@ class LeaseWatcher:
             if kind == "DELETE" or self._owner.own_lease() is not None:
                 return
             # It was taken: from now on it is a peer's.
-        events: list[Event] = []
         if kind == "DELETE":
-            events = self._table.remove(key.key)
+            self._post_all(self._table.remove(key.key))
         elif (lease := self._judge(key)) is not None:
             events = self._table.put(key.key, key.create_revision, lease)
             self._name_shadowed((key,))
-        for event in events:
-            self._post(event)
+            self._post_all(events)
 
     # -- a stranger's word ------------------------------------------------------------------------------------------
 
@@ -260,13 +201,7 @@ class LeaseWatcher:
         if network is None:
             self._warn(key.key, "the Network is not known yet")
             return None
-        why = why_unusable(lease, network, self._owner.network6)
-        own = self._owner.own_lease()
-        if not why and own is not None and overlap(subnet, own.lease.subnet):
-            why = f"its subnet {subnet} overlaps this node's {own.lease.subnet}"
-        own6 = own.lease.subnet6 if own is not None else None
-        if not why and own6 is not None and subnet6 is not None and own6.overlaps(subnet6):
-            why = f"its subnet {subnet6} overlaps this node's {own6}"
+        why = why_unusable(lease, network, self._owner.network6) or why_clashing(lease, self._own(), "subnet")
         if not why and ours is not None and lease.attrs.public_ip == ours.public_ip:
             why = f"its PublicIP {ours.public_ip} is this node's own"
         if why:
@@ -274,11 +209,5 @@ class LeaseWatcher:
             return None
         return lease
 
-    def _warn(self, key: bytes, why: str) -> None:
-        if (key, why) in self._warned:
-            return
-        if len(self._warned) >= _WARNINGS_KEPT:
-            self._warned.clear()
-        self._warned.add((key, why))
-        name = quoted(key[len(self._subnets) :].decode("utf-8", "replace"))
-        self._log("warning", f"Ignoring the lease {name}: {why}")
+    def _shown(self, key: bytes) -> str:
+        return f"lease {quoted(key[len(self._subnets) :].decode('utf-8', 'replace'))}"

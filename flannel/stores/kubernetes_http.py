@@ -17,6 +17,7 @@ from flannel.stores.base import StoreError
 from flannel.stores.etcd_http import notice_dead_peer
 from flannel.stores.kubernetes_config import Access
 from flannel.stores.leasecodec import quoted
+from flannel.stores.linestream import LineStream, explain
 
 STRATEGIC_MERGE = "application/strategic-merge-patch+json"
 #: No object is larger in etcd than 1.5 MiB; what comes in a longer line is not the API's.
@@ -91,7 +92,7 @@ class KubeClient:
             connection.sock.settimeout(self._timeout)
         except OSError as error:
             connection.close()
-            raise UnreachableError(f"{access.url}: {_explain(error)}") from error
+            raise UnreachableError(f"{access.url}: {explain(error)}") from error
         return Link(connection, access)
 
     def _tls(self) -> ssl.SSLContext:
@@ -160,7 +161,7 @@ class Link:
         try:
             decoded = json.loads(response.read())
         except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
-            raise UnreachableError(f"the answer to {verb} {path} broke off: {_explain(error)}") from error
+            raise UnreachableError(f"the answer to {verb} {path} broke off: {explain(error)}") from error
         if not isinstance(decoded, dict):
             raise UnreachableError(f"the answer to {verb} {path} is no object: {quoted(decoded)}")
         return decoded
@@ -193,7 +194,7 @@ class Link:
                 return response
             text = response.read(65536)
         except (OSError, http.client.HTTPException) as error:
-            raise UnreachableError(f"{self._access.url}: {_explain(error)}") from error
+            raise UnreachableError(f"{self._access.url}: {explain(error)}") from error
         raise _refusal(verb, path, response, text)
 
     def _token(self) -> str:
@@ -204,28 +205,14 @@ class Link:
             with open(self._access.token_file, encoding="ascii") as file:
                 token = file.read().strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise StoreError(f"cannot read the token {self._access.token_file}: {_explain(error)}") from None
+            raise StoreError(f"cannot read the token {self._access.token_file}: {explain(error)}") from None
         if not token or not token.isprintable():
             raise StoreError(f"{self._access.token_file} holds no token")
         return token
 
 
-class Lines:
-    """A watch's events, a JSON object a line."""
-
-    def __init__(
-        self,
-        connection: http.client.HTTPConnection,
-        response: http.client.HTTPResponse,
-        sock: socket.socket,
-        silence: float,
-    ) -> None:
-        self._connection, self._response, self._sock = connection, response, sock
-        self._sock.settimeout(silence)
-
-    def allow_silence(self, seconds: float) -> None:
-        """Wait for so long for the next event at most."""
-        self._sock.settimeout(seconds)
+class Lines(LineStream):
+    """A watch's events."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield events until the API ends the watch in good order. Raises UnreachableError."""
@@ -240,25 +227,10 @@ class Lines:
             except TimeoutError:
                 raise UnreachableError("the watch fell silent") from None
             except (OSError, http.client.HTTPException, ValueError, RecursionError, AttributeError) as error:
-                raise UnreachableError(f"the watch broke off: {_explain(error)}") from error
+                raise UnreachableError(f"the watch broke off: {explain(error)}") from error
             if not isinstance(decoded, dict):
                 raise UnreachableError(f"the watch sent what is no event: {quoted(decoded)}")
             yield decoded
-
-    def close(self) -> None:
-        """End the watch, from any thread; a reader gets UnreachableError, or the end."""
-        with contextlib.suppress(OSError):
-            # The plain socket's method, for the TLS one takes its state away from under the reading thread.
-            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
-
-    def release(self) -> None:
-        """Give the connection back; for the reading thread, when it is done."""
-        self._response.close()
-        self._connection.close()
-
-
-def _explain(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _refusal(verb: str, path: str, response: http.client.HTTPResponse, body: bytes) -> RefusedError:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import random
-import threading
 import time
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, NamedTuple, Protocol
 
 from flannel.lease import Lease
-from flannel.stores.base import Event, Log, Post, Snapshot, StoreDown, StoreError
+from flannel.stores.base import Event, Log, Post, StoreError
 from flannel.stores.kubernetes_http import KubeClient, Lines, RefusedError, UnreachableError, status_error
 from flannel.stores.kubernetes_nodes import Cidrs, Keys, Node, is_managed, pod_cidrs, published, read_node
 from flannel.stores.leasecodec import overlap, quoted, why_unusable
 from flannel.stores.table import LeaseTable
+from flannel.stores.watcher import Watcher, why_clashing
 
 NODES = "/api/v1/nodes"
 _GONE = 410
-_WARNINGS_KEPT = 1000
 
 
 class Timing(NamedTuple):
@@ -68,60 +67,27 @@ class Owner(Protocol):
         """The own node is not there any more."""
 
 
-class NodeWatcher:
-    """Posts a Snapshot, then Events; after an outage, or when the watch had to be begun anew, a Snapshot again."""
+class NodeWatcher(Watcher[str]):
+    """The `Watcher` of the API's nodes."""
 
     def __init__(self, client: KubeClient, keys: Keys, log: Log, owner: Owner, post: Post, timing: Timing) -> None:
-        self._client, self._keys, self._log, self._owner, self._post = client, keys, log, owner, post
+        super().__init__("The Kubernetes API", log, post, timing.first_back_off, timing.longest_back_off)
+        self._client, self._keys, self._owner = client, keys, owner
         self._timing = timing
-        self._table: LeaseTable[str] = LeaseTable()
         self._version = ""  # resource version up to which all is known; "": list before watching
-        self._down = False
-        self._warned: set[tuple[str, str]] = set()
-        self._lock = threading.Lock()
-        self._stream: Lines | None = None
-        self._relist = False
-        self._closed = threading.Event()
-        self._back_off = timing.first_back_off
 
-    def close(self) -> None:
-        """Have `run` return."""
-        self._closed.set()
-        self._end_stream()
+    def _knows_its_place(self) -> bool:
+        return bool(self._version)
 
-    def relist(self) -> None:
-        """Have the nodes listed and judged again: the own lease is another one now."""
-        with self._lock:
-            self._relist = True
-        self._end_stream()
+    def _forget_place(self) -> None:
+        self._version = ""
 
-    def _end_stream(self) -> None:
-        with self._lock:
-            stream = self._stream
-        if stream is not None:
-            stream.close()
+    def _own(self) -> Lease | None:
+        own = self._owner.own()
+        return None if own is None else own.lease
 
-    def run(self) -> None:
-        """List and watch until closed; whatever goes wrong is posted, and tried again."""
-        while not self._closed.is_set():
-            wait, reason = 0.0, ""
-            try:
-                if self._list_wanted():
-                    self._list()
-                self._follow()
-                continue
-            except RefusedError as error:
-                wait, reason = error.retry_after, self._refused(error)
-            except StoreError as error:
-                reason = str(error)
-            except Exception as error:  # noqa: BLE001 - a thread that died would leave the daemon blind, without a word
-                reason, self._version = f"unexpected {error!r}", ""
-            if self._closed.is_set() or self._relist:
-                continue
-            if reason and not self._down:
-                self._down = True
-                self._post(StoreDown(reason))
-            self._rest(wait)
+    def _failed(self, error: StoreError) -> tuple[str, float]:
+        return (self._refused(error), error.retry_after) if isinstance(error, RefusedError) else (str(error), 0.0)
 
     def _refused(self, error: RefusedError) -> str:
         """Decide what a refusal means; return why the store is down, "" if it is not."""
@@ -133,16 +99,6 @@ class NodeWatcher:
             self._log("info", f"The watch cannot go on from where it was: listing again ({error})")
             return ""
         return str(error)
-
-    def _rest(self, least: float) -> None:
-        """Wait before the next try: longer each time, never in step with other nodes, and as long as the API asks."""
-        self._closed.wait(max(least, self._back_off) * random.uniform(1.0, 1.5))  # noqa: S311 - it guards nothing
-        self._back_off = min(self._back_off * 2, self._timing.longest_back_off)
-
-    def _list_wanted(self) -> bool:
-        with self._lock:
-            wanted, self._relist = self._relist or not self._version, False
-        return wanted
 
     # -- the list --------------------------------------------------------------------------------------------------
 
@@ -204,17 +160,6 @@ class NodeWatcher:
         for name, lease in self._table.shadowed_leases():
             self._warn(name, f"another, older node has the podCIDR {lease.subnet}")
 
-    def _post_snapshot(self) -> None:
-        leases, own = self._table.leases(), self._owner.own()
-        if own is not None:
-            leases.append(own.lease)
-        self._post(Snapshot(tuple(leases)))
-
-    def _recovered(self) -> None:
-        if self._down:
-            self._down = False
-            self._log("info", "The Kubernetes API is back")
-
     # -- the watch -------------------------------------------------------------------------------------------------
 
     def _follow(self) -> None:
@@ -232,21 +177,15 @@ class NodeWatcher:
         }
         stream = self._client.watch(NODES, query, seconds + timing.grace)
         started, progress = time.monotonic(), False
-        with self._lock:
-            self._stream = stream
-            if self._relist or self._closed.is_set():
-                stream.close()
         try:
-            if self._down:
-                self._recovered()
-                self._post_snapshot()
-            for event in stream:
-                self._take(event, stream)
-                progress, self._back_off = True, timing.first_back_off
+            with self._reading(stream):
+                if self._down:
+                    self._recovered()
+                    self._post_snapshot()
+                for event in stream:
+                    self._take(event, stream)
+                    progress, self._back_off = True, timing.first_back_off
         finally:
-            with self._lock:
-                self._stream = None
-            stream.release()
             if time.monotonic() - started > 2 * timing.first_back_off:
                 self._back_off = timing.first_back_off
         if not progress and time.monotonic() - started < 1.0:
@@ -298,8 +237,7 @@ class NodeWatcher:
             events += self._table.put(node.name, (node.created, node.name), lease)
             if self._table.shadowed(lease):
                 self._warn(node.name, f"another, older node has the podCIDR {lease.subnet}")
-        for event in events:
-            self._post(event)
+        self._post_all(events)
 
     # -- a stranger's word ------------------------------------------------------------------------------------------
 
@@ -318,12 +256,7 @@ class NodeWatcher:
             self._warn(node.name, str(error))
             return None
         lease = Lease(subnet, attrs, subnet6=subnet6)
-        why = why_unusable(lease, network, self._owner.network6)
-        if not why and own is not None and overlap(subnet, own.lease.subnet):
-            why = f"its podCIDR {subnet} overlaps this node's {own.lease.subnet}"
-        own6 = own.lease.subnet6 if own is not None else None
-        if not why and own6 is not None and subnet6 is not None and own6.overlaps(subnet6):
-            why = f"its podCIDR {subnet6} overlaps this node's {own6}"
+        why = why_unusable(lease, network, self._owner.network6) or why_clashing(lease, self._own(), "podCIDR")
         ours = own.addresses & {attrs.public_ip, attrs.public_ip6} if own is not None else None
         if not why and ours:
             why = f"its address {', '.join(map(str, ours))} is this node's own"
@@ -332,13 +265,8 @@ class NodeWatcher:
             return None
         return lease
 
-    def _warn(self, name: str, why: str) -> None:
-        if (name, why) in self._warned:
-            return
-        if len(self._warned) >= _WARNINGS_KEPT:
-            self._warned.clear()
-        self._warned.add((name, why))
-        self._log("warning", f"Ignoring the node {quoted(name)}: {why}")
+    def _shown(self, key: str) -> str:
+        return f"node {quoted(key)}"
 
 
 class _Page(NamedTuple):

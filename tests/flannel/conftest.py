@@ -11,7 +11,6 @@ import socket
 import ssl
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -23,20 +22,14 @@ from flannel.lease import LeaseAttrs
 from flannel.netconf import NetConf, parse
 from flannel.stores.base import Message
 from flannel.stores.etcd import EtcdStore
+from tests.flannel.waiting import PATIENCE as PATIENCE
+from tests.flannel.waiting import until
 
 PREFIX = "/coreos.com/network"
 EC = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-PATIENCE = 15.0  # seconds that anything may take on a busy machine
 
 
-def eventually(holds: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
-    """Return the first true value of `holds`; fail at the deadline."""
-    deadline = time.monotonic() + seconds
-    while not (value := holds()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {seconds} s: {what}")
-        time.sleep(0.01)
-    return value
+eventually = until
 
 
 def free_ports(count: int) -> list[int]:

@@ -8,29 +8,20 @@ import os
 import re
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.flannel.waiting import PATIENCE as PATIENCE
+from tests.flannel.waiting import until as until
+
 HERE = Path(__file__).parent
 PYTHON = "/usr/bin/python3"
-PATIENCE = 10.0
 #: What the issue allows between a fault and its repair, and the machine's share on top.
 HEALS_WITHIN = 2.0 * float(os.environ.get("TIME_SCALE", "1"))
 OWN = "10.244.1.0/24"
-
-
-def until(holds: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
-    """Return the first true value of `holds`; fail at the deadline."""
-    deadline = time.monotonic() + seconds
-    while not (value := holds()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {seconds} s: {what}")
-        time.sleep(0.01)
-    return value
 
 
 def peer(number: int, *, mac: str = "", ip: str = "", kind: str = "vxlan") -> dict[str, Any]:
