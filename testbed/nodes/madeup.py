@@ -70,7 +70,7 @@ def other_backend(cluster: Cluster, etcd: Etcd, node: str, backend: Mapping[str,
     try:
         argv = [*cluster.flanneld_argv(node), f"--etcd-prefix={OTHER_PREFIX}"]
         cluster.lab.node(node).start(argv, name="flanneld", env=dict(cluster.flannel.env))
-        if Deadline(OTHER_SECONDS).poll(lambda: own in etcd.under(f"{OTHER_PREFIX}/subnets/") or None) is None:
+        if Deadline(OTHER_SECONDS).poll(lambda: own in _subnets_of(etcd)) is None:
             raise ProductError(f"no lease with backend {backend['Type']}\n{cluster.flanneld_log(node)}", where=node)
         yield
     finally:
@@ -83,3 +83,8 @@ def other_backend(cluster: Cluster, etcd: Etcd, node: str, backend: Mapping[str,
 
 def _lease(address: IPv4Address, kind: str, data: Mapping[str, Any]) -> dict[str, Any]:
     return {"PublicIP": str(address), "BackendType": kind, "BackendData": data}
+
+
+def _subnets_of(etcd: Etcd) -> set[str]:
+    """The leases' keys of the other network, by their IPv4 subnets."""
+    return {key.partition("&")[0] for key in etcd.under(f"{OTHER_PREFIX}/subnets/")}
