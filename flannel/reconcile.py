@@ -21,6 +21,7 @@ from flannel.kernel.monitor import Change
 from flannel.kernel.netlink import Failure, Message, Netlink, NetlinkError
 from flannel.kernel.rtnl import Fdb, Link, Neigh, Route, SeenEntry, SeenRoute
 from flannel.known import KnownLeases
+from flannel.lease import Lease
 from flannel.state import OffDevice, Recorded
 from flannel.stores.base import Event, Snapshot
 
@@ -84,6 +85,11 @@ class Reconciler:
         self._failing: dict[IPv4Network, str] = {}
         self._complaint = ""
         self._ignored: dict[IPv4Network, str] = {}
+        # Addresses that no peer can have, and why; and who says to have one all the same.
+        self._no_peers: dict[IPv4Address | IPv6Address, str] = {}
+        self._refused: set[IPv4Network] = set()
+        # Leases that begin with the address of one that was there before; they would have the same neighbour entry.
+        self._contested: dict[tuple[int, int], set[IPv4Network]] = {}
         self.compare_soon(0)
 
     # -- what happened ---------------------------------------------------------------------------------------------
@@ -231,7 +237,7 @@ class Reconciler:
                 if not replaced and self._by_mac.get(entry.mac) == subnet:
                     changes.remove_entries[entry] = subnet
             self._note_applied(subnet, wanted)
-        self._backend.update(self._known.leases, self._known.may_remove)
+        self._backend.update(self._usable(), self._known.may_remove)
         self._apply(changes)
 
     def _compare_all(self) -> None:
@@ -271,7 +277,7 @@ class Reconciler:
             log.error(f"cannot read the kernel's state: {error}")
             self._full_at = min(self._full_at, self._clock() + _RETRY_FIRST)
             return
-        self._backend.update(self._known.leases, self._known.may_remove)
+        self._backend.update(self._usable(), self._known.may_remove)
         self._apply(changes, tuple(self._failing))
 
     def _refresh_devices(self) -> bool:
@@ -297,11 +303,14 @@ class Reconciler:
 
     def _whereabouts(self, external: External) -> External:
         """The external interface with the addresses that it has now. Raises InterfaceError where it has none."""
-        here = {
-            version: any(one.ip == int(ip) for one in rtnl.dump_addresses(self._netlink, external.ifindex, version))
-            for version, ip in ((4, external.address), (6, external.address6))
-            if ip is not None
-        }
+        here = {}
+        self._no_peers.clear()
+        for ip in (external.address, external.address6):
+            if ip is not None:
+                there = rtnl.dump_addresses(self._netlink, external.ifindex, ip.version)
+                here[ip.version] = any(one.ip == int(ip) for one in there)
+                for one in there:
+                    self._no_peers.update(_nobodys(one, type(ip)))
         if self._choose_again is None or all(here.values()):
             return external
         try:
@@ -346,8 +355,10 @@ class Reconciler:
         lease = self._known.leases.get(subnet)
         if lease is None:
             self._ignored.pop(subnet, None)
+            self._refused.discard(subnet)
             return NOTHING
         try:
+            self._refuse(lease)
             return self._backend.wants(lease, self._facts)
         except Exception as error:  # noqa: BLE001 - what nobody foresaw of one lease must not cost the others
             reason = str(error) if isinstance(error, Ignored) else log.place_of(error)
@@ -356,6 +367,25 @@ class Reconciler:
                 log.warning(text)
             self._ignored[subnet] = text
             return NOTHING
+
+    def _refuse(self, lease: Lease) -> None:
+        """Refuse what no backend may use, whatever the store let through. Raises Ignored."""
+        self._refused.add(lease.subnet)
+        for address in (lease.attrs.public_ip, lease.attrs.public_ip6):
+            if address in self._no_peers:
+                raise Ignored(f"its address {address} is {self._no_peers[address]}")
+        if _overlap(lease.subnet, self._own):
+            raise Ignored(f"its subnet overlaps this node's own, {self._own}")
+        base = (4, int(lease.subnet.network_address))
+        holder = self._by_base.get(base, lease.subnet)
+        if holder != lease.subnet and self._applied.get(holder, NOTHING) != NOTHING:
+            self._contested.setdefault(base, set()).add(lease.subnet)
+            raise Ignored(f"its subnet begins as {holder} does, which another node has")
+        self._refused.discard(lease.subnet)
+
+    def _usable(self) -> dict[IPv4Network, Lease]:
+        leases, refused = self._known.leases, self._refused
+        return {subnet: lease for subnet, lease in leases.items() if subnet not in refused} if refused else leases
 
     def _note_applied(self, subnet: IPv4Network, wanted: Wants) -> None:
         for entry in self._applied.get(subnet, NOTHING).fdb:
@@ -369,8 +399,11 @@ class Reconciler:
             for base in bases:
                 if self._by_base.get(base) == subnet:
                     del self._by_base[base]
+                    self._known.dirty |= self._contested.pop(base, set())
             return
         self._applied[subnet] = wanted
+        if subnet in self._refused:
+            return
         for base in bases:
             self._by_base[base] = subnet
         for entry in wanted.fdb:
@@ -501,6 +534,23 @@ class Reconciler:
         self._failing[subnet] = text
         if subnet == self._own:
             self.compare_soon(_RETRY_FIRST)
+
+
+def _nobodys(
+    address: rtnl.Address, ip: type[IPv4Address] | type[IPv6Address]
+) -> dict[IPv4Address | IPv6Address, str]:  # fmt: skip
+    """Addresses that no peer can have because of one of ours, and why."""
+    found: dict[IPv4Address | IPv6Address, str] = {ip(address.ip): "this node's own"}
+    if address.version == 4 and address.length < 31:
+        rest = (1 << (32 - address.length)) - 1
+        found[ip(address.ip | rest)] = found[ip(address.ip & ~rest)] = "that of a whole network"
+    return found
+
+
+def _overlap(one: IPv4Network, other: IPv4Network) -> bool:
+    """As ipaddress says, but in numbers: there may be thousands of leases."""
+    mask = int(one.netmask) & int(other.netmask)
+    return not (int(one.network_address) ^ int(other.network_address)) & mask
 
 
 def _shown(external: External) -> str:

@@ -220,6 +220,60 @@ def test_host_gw_refuses_an_address_behind_nat(node: Node) -> None:
     assert "NAT" in daemon.log
 
 
+@pytest.mark.parametrize("backend", [{"Type": "vxlan"}, HOST_GW, {"Type": "vxlan", "DirectRouting": True}])
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"ip": "192.168.50.1"}, "this node's own"),
+        ({"ip": "192.168.50.255"}, "that of a whole network"),
+        ({"ip": "192.168.50.0"}, "that of a whole network"),
+        ({"subnet": "10.244.1.0/24"}, ""),  # the list's own one: a peer's lease of that name is nobody's
+        ({"subnet": "10.244.1.128/25"}, "overlaps this node's own, 10.244.1.0/24"),
+        ({"subnet": "10.244.0.0/16"}, "overlaps this node's own, 10.244.1.0/24"),
+        ({"subnet": "0.0.0.0/0"}, "overlaps this node's own, 10.244.1.0/24"),
+    ],
+)
+def test_a_lease_that_would_do_harm_is_refused_by_name_whatever_the_store_says(
+    node: Node, backend: dict[str, object], changed: dict[str, str], why: str
+) -> None:
+    kind = str(backend["Type"])
+    daemon = node.start(backend=backend)
+    daemon.list(peer(2, kind=kind))
+    until(lambda: len(node.routes()) == 1, "a peer's route", HEALS_WITHIN)
+    before = node.ip("-4 route show table all"), node.neighbours(), node.fdb()
+    hostile = {**peer(66, kind=kind), **changed}
+    daemon.list(peer(2, kind=kind), hostile)
+    daemon.tell(added=hostile)
+    if why:
+        daemon.said(f"ignoring the lease of {hostile['subnet']} from {hostile['ip']}: ")
+        assert why in daemon.log
+    daemon.tell(added=peer(3, kind=kind))
+    until(lambda: len(node.routes()) == 2, "the next lease is not held up", HEALS_WITHIN)
+    daemon.tell(removed=hostile)
+    daemon.tell(removed=peer(3, kind=kind))
+    until(lambda: len(node.routes()) == 1, "the next lease is gone", HEALS_WITHIN)
+    assert (node.ip("-4 route show table all"), node.neighbours(), node.fdb()) == before
+
+
+def test_a_lease_that_begins_as_anothers_does_takes_its_place_only_when_that_goes(node: Node) -> None:
+    """Both would have the same neighbour entry."""
+    daemon = node.start()
+    daemon.list(peer(2), peer(3))
+    settled(node, 2, 3)
+    second = {**peer(66), "subnet": "10.244.2.0/25"}
+    daemon.tell(added=second)
+    daemon.said("ignoring the lease of 10.244.2.0/25 from 192.168.50.66: its subnet begins as 10.244.2.0/24 does")
+    settled(node, 2, 3)
+    node.ip("link set flannel.1 down")  # everything is compared, and the first one keeps its place
+    settled(node, 2, 3)
+    daemon.tell(removed=second)
+    daemon.tell(added=second)
+    daemon.tell(removed=peer(2))
+    until(lambda: "10.244.2.0 02:aa:bb:cc:dd:42" in node.neighbours(), "its turn has come", HEALS_WITHIN)
+    daemon.tell(removed=second)
+    settled(node, 3)
+
+
 @pytest.mark.parametrize(("first", "then"), [({"Type": "vxlan"}, HOST_GW), (HOST_GW, {"Type": "vxlan"})])
 def test_another_backend_leaves_nothing_of_the_old_one(
     node: Node, first: dict[str, object], then: dict[str, object]

@@ -34,6 +34,8 @@ HEALS_WITHIN = 2.0
 RESYNC = 5.0
 #: Seconds within which a restarted flanneld has to be at work, with peers and all.
 RESTARTS_WITHIN = 8.0
+#: These have one route for the whole Network, and not one for each peer.
+ONE_ROUTE = ("udp", "wireguard")
 
 State = frozenset[str]
 
@@ -147,7 +149,7 @@ class HealLab:
         return found
 
     def _complete(self, node: str) -> bool:
-        wanted = 1 if self.flannel.backend.type == "udp" else len(self.names) - 1
+        wanted = 1 if self.flannel.backend.type in ONE_ROUTE else len(self.names) - 1
         return len(self.peers_routes(node)) >= wanted
 
     def heals(

@@ -10,7 +10,7 @@ import pytest
 
 from testbed.doctor import probe_features
 from testbed.flannelspec import BACKENDS, IPTABLES_LEGACY, IPTABLES_NFT, NFTABLES
-from tests.heals.heallab import RESTARTS_WITHIN, HealLab
+from tests.heals.heallab import ONE_ROUTE, RESTARTS_WITHIN, HealLab
 
 #: By run: net-conf's Backend, and the tunnel device.
 KINDS: dict[str, tuple[dict[str, Any], str]] = {
@@ -66,7 +66,9 @@ def test_every_switch_of_backends_leaves_nothing_of_the_old_one(lab: HealLab) ->
             left = [one for _, one in KINDS.values() if one and one != device and f"{one} " in links.replace("@", " ")]
             assert not left, f"{name}, {before} to {run}: {left} is left"
             routes = lab.peers_routes(name)
-            assert len(routes) == (1 if run == "udp" else len(lab.names) - 1), f"{name}, {before} to {run}: {routes}"
+            assert len(routes) == (1 if run in ONE_ROUTE else len(lab.names) - 1), (
+                f"{name}, {before} to {run}: {routes}"
+            )
             over = device if run not in ("host_gw", "vxlan_direct") else "eth0"
             assert all(f"dev {over}" in route for route in routes), f"{name}, {before} to {run}: {routes}"
             types = {lease["value"].get("BackendType") for lease in lab.cluster.leases().values()}
