@@ -69,8 +69,5 @@ def test_own_subnet_beats_wider_routes_on_the_node(cluster: Cluster, facts: Fact
 def test_one_mtu_from_the_pod_to_the_bridge(cluster: Cluster, facts: Facts) -> None:
     """The pod's interface, its veth and the bridge have FLANNEL_MTU. Source: S1, S3."""
     for pod in cluster.pods.values():
-        node = pod.node.name
-        inside = facts.pod(pod).link("eth0")
-        assert inside is not None, f"{pod.name} has no eth0"
-        chain = (inside.mtu, facts.host_veth(pod).mtu, facts.link(node, cluster.flannel.bridge).mtu)
-        assert chain == (facts.mtu(node),) * 3, f"{pod.name}: eth0, veth and bridge have {chain}"
+        chain = facts.mtus(pod)
+        assert chain == (facts.mtu(pod.node.name),) * 3, f"{pod.name}: bridge, veth and eth0 have {chain}"

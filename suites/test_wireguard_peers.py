@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from testbed.checks import check
+from testbed.errors import LabError
 from testbed.fixtures import Facts, Paths
 from testbed.nodes.deploy import Cluster
 from testbed.nodes.etcd import Etcd
@@ -45,8 +46,11 @@ def a_lease(address: IPv4Address, port: int) -> dict[str, Any]:
 
 
 def peers_of(cluster: Cluster, node: str) -> dict[str, tuple[tuple[str, ...], str]]:
-    """A node's peers: key, subnets and endpoint."""
-    _, peers = read_wireguard(cluster.lab.node(node), str(cluster.flannel.tunnel_device))
+    """A node's peers: key, subnets and endpoint. A flanneld that has just started may have no device yet."""
+    try:
+        _, peers = read_wireguard(cluster.lab.node(node), str(cluster.flannel.tunnel_device))
+    except LabError as error:
+        raise AssertionError(f"{node}: {error}") from error
     return {peer.key: (peer.allowed, peer.endpoint) for peer in peers}
 
 

@@ -129,6 +129,12 @@ class Facts:
         assert len(found) == 1, f"{pod.name}: no device of {pod.node.name} has index {inside.peer_index}"
         return found[0]
 
+    def mtus(self, pod: Pod) -> tuple[int, int, int]:
+        """The MTUs that there are on a pod's way out: the bridge's, its veth's and its interface's."""
+        inside = self.pod(pod).link("eth0")
+        assert inside is not None, f"{pod.name} has no eth0"
+        return self.link(pod.node.name, self.cluster.flannel.bridge).mtu, self.host_veth(pod).mtu, inside.mtu
+
     def mtu(self, node: str) -> int:
         """FLANNEL_MTU as it has to be on that node."""
         return self.cluster.flannel.mtu_of(self.cluster.lab.spec.node(node).underlay.mtu)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from flannel.interface import External
 from flannel.kernel import rtnl
-from flannel.kernel.netlink import Netlink
+from flannel.kernel.netlink import Netlink, NetlinkError
 from flannel.kernel.rtnl import Fdb, Link, Neigh, Route, SeenRoute
 from flannel.lease import Lease, LeaseAttrs
 from flannel.state import Recorded
@@ -117,6 +117,29 @@ class Backend:
 
     def stop(self) -> None:
         """Stop what runs, leave in the kernel what must outlive the daemon."""
+
+
+#: The least that IPv4 has to be able to send, in bytes.
+SMALLEST_MTU = 68
+
+
+def inner_mtu(outer: int, overhead: int, smallest: int = SMALLEST_MTU) -> int:
+    """What a tunnel leaves of an MTU. Raises BackendError where that is too little."""
+    if outer - overhead < smallest:
+        raise BackendError(f"an MTU of {outer} leaves {outer - overhead} bytes inside the tunnel: too few")
+    return outer - overhead
+
+
+def ensure_up(netlink: Netlink, link: Link, mtu: int) -> Link | None:
+    """Give a device its MTU, bring it up, and return it as it is then. Raises BackendError."""
+    try:
+        if link.mtu != mtu:
+            netlink.request(rtnl.change_link(link.ifindex, mtu=mtu))
+        if not link.up:
+            netlink.request(rtnl.change_link(link.ifindex, up=True))
+    except NetlinkError as error:
+        raise BackendError(f"cannot bring {link.name} up: {error.strerror}") from None
+    return rtnl.get_link(netlink, index=link.ifindex)
 
 
 def ensure_address(

@@ -5,7 +5,17 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network
 
 from flannel import log
-from flannel.backends.base import NOTHING, Backend, BackendError, Facts, Ignored, Wants, ensure_address
+from flannel.backends.base import (
+    NOTHING,
+    Backend,
+    BackendError,
+    Facts,
+    Ignored,
+    Wants,
+    ensure_address,
+    ensure_up,
+    inner_mtu,
+)
 from flannel.interface import External
 from flannel.kernel import rtnl
 from flannel.kernel.netlink import Netlink, NetlinkError
@@ -17,7 +27,6 @@ from flannel.state import Recorded
 #: The outer IPv4 header, in bytes.
 OVERHEAD = 20
 DEVICE = "flannel.ipip"
-_SMALLEST_MTU = 68
 
 
 class IpipBackend(Backend):
@@ -29,9 +38,7 @@ class IpipBackend(Backend):
     def __init__(self, conf: NetConf, external: External) -> None:
         self._network = conf.network
         self.asks_routes = backend_bool(conf, "DirectRouting")
-        self.mtu = external.mtu - OVERHEAD
-        if self.mtu < _SMALLEST_MTU:
-            raise BackendError(f"an MTU of {external.mtu} leaves {self.mtu} bytes inside the tunnel: too few")
+        self.mtu = inner_mtu(external.mtu, OVERHEAD)
         for note in unread_keys(conf, ("DirectRouting",)):
             log.warning(note)
         self._external = external
@@ -75,14 +82,7 @@ class IpipBackend(Backend):
         if link is None:
             link = self._create(netlink, local)
         ensure_address(netlink, link, self._subnet.network_address, self._network)
-        try:
-            if link.mtu != self.mtu:
-                netlink.request(rtnl.change_link(link.ifindex, mtu=self.mtu))
-            if not link.up:
-                netlink.request(rtnl.change_link(link.ifindex, up=True))
-        except NetlinkError as error:
-            raise BackendError(f"cannot bring {DEVICE} up: {error.strerror}") from None
-        return rtnl.get_link(netlink, index=link.ifindex)
+        return ensure_up(netlink, link, self.mtu)
 
     def _create(self, netlink: Netlink, local: int) -> Link:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Network
 
 from flannel import log
-from flannel.backends.base import NOTHING, Backend, BackendError, Facts, Ignored, Wants
+from flannel.backends.base import NOTHING, Backend, BackendError, Facts, Ignored, Wants, inner_mtu
 from flannel.charon import Charon, connection, find_charon
 from flannel.interface import External
 from flannel.kernel import xfrm
@@ -18,7 +18,6 @@ from flannel.state import Recorded
 OVERHEAD, ENCAP_OVERHEAD = 77, 8
 PROPOSAL, IKE_PROPOSAL = "aes128gcm16-sha256-prfsha256-ecp256", "aes256-sha256-modp4096"
 _SHORTEST_PSK = 96
-_SMALLEST_MTU = 68
 #: Under this name the policies are recorded like a device, so that another backend takes them away.
 RECORD = "xfrm-policies"
 
@@ -37,9 +36,7 @@ class IpsecBackend(Backend):
         self._proposal = conf.backend.get("espproposal", PROPOSAL)
         if not isinstance(self._proposal, str) or not self._proposal:
             raise NetConfError(f"Backend.ESPProposal is {self._proposal!r}, not a proposal such as {PROPOSAL}")
-        self.mtu = external.mtu - OVERHEAD - (ENCAP_OVERHEAD if self._encap else 0)
-        if self.mtu < _SMALLEST_MTU:
-            raise BackendError(f"an MTU of {external.mtu} leaves {self.mtu} bytes inside the tunnel: too few")
+        self.mtu = inner_mtu(external.mtu, OVERHEAD + (ENCAP_OVERHEAD if self._encap else 0))
         for note in unread_keys(conf, ("PSK", "UDPEncap", "ESPProposal")):
             log.warning(note)
         self._external = external

@@ -12,12 +12,12 @@ import threading
 from ipaddress import IPv4Network
 
 from flannel import log
-from flannel.backends.base import NOTHING, Backend, BackendError, Facts, Wants, ensure_address
+from flannel.backends.base import NOTHING, Backend, BackendError, Facts, Wants, ensure_address, ensure_up, inner_mtu
 from flannel.backends.udpoffload import OFFLOADS
 from flannel.backends.udpproxy import Proxy, Table
 from flannel.interface import External
 from flannel.kernel import rtnl
-from flannel.kernel.netlink import Netlink, NetlinkError, grow_receive_buffer
+from flannel.kernel.netlink import Netlink, grow_receive_buffer
 from flannel.kernel.rtnl import Link, Route, SeenRoute
 from flannel.lease import Lease, LeaseAttrs
 from flannel.netconf import NetConf, backend_int, unread_keys
@@ -41,7 +41,7 @@ class UdpBackend(Backend):
         self._port = backend_int(conf, "Port", 8285, 1, 0xFFFF)
         for note in unread_keys(conf, ("Port",)):
             log.warning(note)
-        self.mtu = external.mtu - OVERHEAD
+        self.mtu = inner_mtu(external.mtu, OVERHEAD)
         self._external = external
         self._subnet: IPv4Network | None = None
         self._socket: socket.socket | None = None
@@ -77,14 +77,7 @@ class UdpBackend(Backend):
         if link is None:
             link = self._open(netlink)
         ensure_address(netlink, link, self._subnet.network_address, self._network)
-        try:
-            if link.mtu != self.mtu:
-                netlink.request(rtnl.change_link(link.ifindex, mtu=self.mtu))
-            if not link.up:
-                netlink.request(rtnl.change_link(link.ifindex, up=True))
-        except NetlinkError as error:
-            raise BackendError(f"cannot bring {link.name} up: {error.strerror}") from None
-        return rtnl.get_link(netlink, index=link.ifindex)
+        return ensure_up(netlink, link, self.mtu)
 
     def _open(self, netlink: Netlink) -> Link:
         assert self._socket is not None

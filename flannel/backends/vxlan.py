@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 from flannel import log
-from flannel.backends.base import NOTHING, Backend, BackendError, Facts, Ignored, Wants
+from flannel.backends.base import NOTHING, Backend, BackendError, Facts, Ignored, Wants, inner_mtu
 from flannel.backends.vxlandevice import Settings, VxlanDevice
 from flannel.interface import External
 from flannel.kernel.netlink import Netlink
@@ -21,7 +21,6 @@ OVERHEAD = 50
 #: By how much an outer IPv6 header is longer than an IPv4 one.
 LONGER6 = 20
 SMALLEST_MTU6 = 1280
-_SMALLEST_MTU = 68
 
 
 class VxlanBackend(Backend):
@@ -37,9 +36,7 @@ class VxlanBackend(Backend):
         self._gbp = backend_bool(conf, "GBP")
         self._learning = backend_bool(conf, "Learning")
         self.asks_routes = backend_bool(conf, "DirectRouting")
-        self.mtu = backend_int(conf, "MTU", external.mtu, 0, 0xFFFF) - OVERHEAD
-        if self.mtu < _SMALLEST_MTU:
-            raise BackendError(f"an MTU of {self.mtu + OVERHEAD} leaves {self.mtu} bytes inside the tunnel: too few")
+        self.mtu = inner_mtu(backend_int(conf, "MTU", external.mtu, 0, 0xFFFF), OVERHEAD)
         for note in unread_keys(conf, _KEYS):
             log.warning(note)
         log.info(

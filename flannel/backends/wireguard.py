@@ -10,7 +10,17 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, NamedTuple
 
 from flannel import log
-from flannel.backends.base import NOTHING, Backend, BackendError, Facts, Ignored, Wants, ensure_address
+from flannel.backends.base import (
+    NOTHING,
+    SMALLEST_MTU,
+    Backend,
+    BackendError,
+    Facts,
+    Ignored,
+    Wants,
+    ensure_address,
+    inner_mtu,
+)
 from flannel.interface import External
 from flannel.kernel import rtnl
 from flannel.kernel.netlink import Netlink, NetlinkError
@@ -26,7 +36,7 @@ _MODES = ("separate", "auto", "ipv4", "ipv6")
 OVERHEAD = 80
 DEVICE, DEVICE6 = "flannel-wg", "flannel-wg-v6"
 KEY_FILE, KEY_VARIABLE = "/run/flannel/wgkey", "WIREGUARD_KEY_FILE"
-_SMALLEST_MTU, _SMALLEST_MTU6 = 68, 1280
+_SMALLEST_MTU6 = 1280
 
 
 class Own(NamedTuple):
@@ -54,9 +64,8 @@ class WireguardBackend(Backend):
         if self._mode not in _MODES:
             raise NetConfError(f"Backend.Mode is {self._mode!r}, not one of {', '.join(_MODES)}")
         self._psk = read_key(conf.backend.get("psk") or None, "Backend.PSK") if conf.backend.get("psk") else None
-        self.mtu = backend_int(conf, "MTU", external.mtu, 0, 0xFFFF) - OVERHEAD
-        if self.mtu < (_SMALLEST_MTU6 if 6 in self._networks else _SMALLEST_MTU):
-            raise BackendError(f"an MTU of {self.mtu + OVERHEAD} leaves {self.mtu} bytes inside the tunnel: too few")
+        smallest = _SMALLEST_MTU6 if 6 in self._networks else SMALLEST_MTU
+        self.mtu = inner_mtu(backend_int(conf, "MTU", external.mtu, 0, 0xFFFF), OVERHEAD, smallest)
         for note in unread_keys(conf, _KEYS):
             log.warning(note)
         self._external = external
