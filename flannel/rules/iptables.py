@@ -64,11 +64,12 @@ def read(program: str, tables: list[str]) -> Tables:
     return found
 
 
-def write(program: str, changes: dict[str, list[str]]) -> None:
-    """Make changes by `iptables-restore`. Raises RulesError."""
+def write(program: str, changes: dict[str, list[str]]) -> int:
+    """Make changes by `iptables-restore`, and return in how many transactions. Raises RulesError."""
     text = payload(changes)
     if text:
         checked([f"{program}-restore", "--noflush", "-w", _LOCK_WAIT], text)
+    return text.count("COMMIT")
 
 
 class IptablesKeeper(Keeper):
@@ -96,14 +97,14 @@ class IptablesKeeper(Keeper):
         self._groups, unwanted = groups_of(self._wanted, random_fully and self._wanted.random_fully)
         if not nft and self._resync <= 0:
             log.warning("--iptables-resync is 0: rules that somebody removes stay away")
+        self.note_generation()
         tables = read(self._program, ["nat", "filter"])
         changes = {group.table: repair(tables, group, keep_foreign=False) for group in self._groups}
         for group in unwanted:
             changes[group.table] = removal(
                 tables, group, earlier_rules(group.table, self._wanted, self._previous)
             )  # fmt: skip
-        write(self._program, changes)
-        self.note_generation()
+        self.wrote(write(self._program, changes))
         if self._groups:
             log.info(f"bootstrap done: {' and '.join(group.chain for group in self._groups)} hold their rules")
 
@@ -116,6 +117,6 @@ class IptablesKeeper(Keeper):
         tables = read(self._program, [group.table for group in self._groups])
         changes = {group.table: repair(tables, group, keep_foreign=True) for group in self._groups}
         if any(changes.values()):
-            write(self._program, changes)
+            self.wrote(write(self._program, changes))
             return True
         return False

@@ -47,6 +47,7 @@ class Keeper:
         self._watch: nftables.RuleWatch | None = None
         self._netlink: Netlink | None = None
         self._generation = 0
+        self._written = -1
         self._complaint = ""
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = False
@@ -123,15 +124,13 @@ class Keeper:
         touched = self._watch.touched(self.chains())
         if not touched:
             self.note_generation()
-        return touched
+            return False
+        return nftables.generation(self._netlink) != self._written
 
     def _set_right(self) -> None:
         self.note_generation()
         if self.repair():
             log.info(f"Some {self.kind} rules were missing or out of order; setting them again")
-            if self._watch is not None:
-                self._watch.touched(())  # the echo of our own writing
-                self.note_generation()
         if self._complaint:
             log.info(f"{self.kind} rules are as they must be again")
         self._complaint = ""
@@ -140,6 +139,16 @@ class Keeper:
         """Remember the ruleset as it is now as looked at."""
         if self._netlink is not None:
             self._generation = nftables.generation(self._netlink)
+
+    def wrote(self, transactions: int) -> None:
+        """Note so many writes of our own since `note_generation`: their echo is no reason to look.
+
+        Where the generation tells of more, somebody else wrote in between, and the echo makes us look.
+        """
+        if self._netlink is not None:
+            now = nftables.generation(self._netlink)
+            if now == self._generation + transactions:
+                self._generation = self._written = now
 
     def complain(self, text: str) -> None:
         """Log a failure, once."""

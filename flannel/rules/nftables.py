@@ -205,4 +205,5 @@ class NftablesKeeper(Keeper):
                 wrong.append(chain._replace(rules=seen.rules))
         if wrong:
             self._write(statements(self._version, wrong, anew=anew))
+            self.wrote(1)
         return bool(wrong)

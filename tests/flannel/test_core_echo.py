@@ -6,10 +6,14 @@ import json
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+from flannel.kernel import nftables
 from flannel.lease import Subnet
+from flannel.rules.keeper import Keeper
 from tests.flannel.corelab import PYTHON, Node
 
 SCRIPT = """
@@ -61,3 +65,34 @@ def test_a_subnet_is_the_network_that_it_is() -> None:
     assert subnet != Subnet((IPv4Address("10.244.2.0"), 24))
     with pytest.raises(ValueError, match="host bits"):
         Subnet((IPv4Address("10.244.1.1"), 24))
+
+
+class Quiet(Keeper):
+    """A keeper of one chain, which the kernel says was touched."""
+
+    def chains(self) -> list[tuple[str, str]]:
+        return [("nat", "ours")]
+
+    def repair(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("before", "written", "after", "when_told", "looks"),
+    [
+        (5, 2, 7, 7, False),  # the two transactions were ours, and nothing came since
+        (5, 2, 7, 8, True),  # somebody wrote afterwards
+        (5, 2, 8, 8, True),  # somebody wrote in between
+        (5, 1, 5, 6, True),  # ours was not seen yet: better look
+    ],
+)
+def test_the_echo_of_our_own_rules_is_no_reason_to_look(
+    monkeypatch: pytest.MonkeyPatch, before: int, written: int, after: int, when_told: int, looks: bool
+) -> None:
+    now = iter((before, after, when_told))
+    monkeypatch.setattr(nftables, "generation", lambda netlink: next(now))
+    keeper: Any = Quiet(0)
+    keeper._netlink = keeper._watch = Mock(touched=lambda chains: True)
+    keeper.note_generation()
+    keeper.wrote(written)
+    assert keeper._may_have_changed(True) is looks

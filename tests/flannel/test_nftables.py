@@ -125,6 +125,7 @@ def test_another_table_s_change_costs_no_look(node: Node) -> None:
     node.run("nft", "add rule ip other one accept")
     node.run("nft", "flush chain ip flannel-ipv4 forward")
     until(lambda: "ip daddr 10.244.0.0/16 accept" in node.run(*NFT), "the rules", HEALS_WITHIN)
+    until(lambda: "setting them again" in daemon.log, "its word of that")
     assert daemon.log.count("setting them again") == 1
 
 
