@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 from flannel.lease import Lease, LeaseAttrs
 from flannel.stores.allocate import fits
-from flannel.stores.base import LeaseLost, Log, Post, Remembered, Renewed, StoreError
+from flannel.stores.base import Log, Post, Remembered, Renewed, StoreError
 from flannel.stores.etcd_client import EtcdClient, KeyValue, TlsFiles
 from flannel.stores.etcd_own import Entry, Own, Proof, choose_subnets, own_entries
 from flannel.stores.etcd_watch import LeaseWatcher, OwnLease
 from flannel.stores.leasecodec import lease_key, lease_value, parse_key, parse_value, quoted
+from flannel.stores.owner import LeaseOwner
 
 if TYPE_CHECKING:
     from flannel.netconf import NetConf
@@ -32,7 +33,7 @@ class _LostRaceError(Exception):
     """Somebody was faster; look again."""
 
 
-class EtcdStore:
+class EtcdStore(LeaseOwner[Own]):
     """A `Store` (see base.py) in etcd v3.
 
     `renew_margin` and `ttl` are seconds: a lease is renewed so long before it ends. Raises StoreError for an endpoint
@@ -55,20 +56,14 @@ class EtcdStore:
         ttl: int = DAY,
         proof_file: str = "",
     ) -> None:
+        super().__init__()
         tls = TlsFiles(keyfile, certfile, cafile)
         self._client = EtcdClient(endpoints, log, tls=tls, username=username, password=password)
         self._config_key = f"{prefix.rstrip('/')}/config"
         self._subnets = f"{prefix.rstrip('/')}/subnets/".encode()
         self._log, self._margin, self._ttl = log, renew_margin, ttl
         self._proof = Proof(proof_file)
-        self._network: IPv4Network | None = None
-        self._network6: IPv6Network | None = None
-        self._attrs: LeaseAttrs | None = None
-        self._own: Own | None = None
-        self._generation = 0
-        self._changed = threading.Condition()
         self._closed = False
-        self._post: Post | None = None
         self._watcher: LeaseWatcher | None = None
 
     @property
@@ -312,16 +307,6 @@ class EtcdStore:
 
     # -- what the watcher sees of the own lease ---------------------------------------------------------------------
 
-    @property
-    def network(self) -> IPv4Network | None:
-        """The Network that the lease was acquired in."""
-        return self._network
-
-    @property
-    def network6(self) -> IPv6Network | None:
-        """The IPv6Network that the lease was acquired in; None without IPv6."""
-        return self._network6
-
     def own_attrs(self) -> LeaseAttrs | None:
         """What this node publishes, whether or not it has a lease right now."""
         return self._attrs
@@ -348,7 +333,7 @@ class EtcdStore:
                 own.published = own.published and public_ip is not None
                 self._follow_key(own, key)
                 return
-        self.own_key_gone(own.generation, f"subnet {own.lease.subnet} is now leased to {public_ip}")
+        self.lease_gone(own.generation, f"subnet {own.lease.subnet} is now leased to {public_ip}")
 
     def _follow_key(self, own: Own, key: KeyValue) -> None:
         own.create_revision, own.mod_revision = key.create_revision, key.mod_revision
@@ -364,17 +349,7 @@ class EtcdStore:
             own = self._own
         # Of a key that we deleted or lost and have acquired again, the old end may still come in.
         if own is not None and own.key == key and revision >= own.mod_revision:
-            self.own_key_gone(own.generation, "its key was deleted from etcd, or has expired")
-
-    def own_key_gone(self, generation: int, reason: str) -> None:
-        """Forget the own lease, if it is still the one of that generation, and tell the daemon."""
-        with self._changed:
-            own = self._own
-            if own is None or own.generation != generation:
-                return
-            self._own = None
-        if self._post is not None:
-            self._post(LeaseLost(f"lease {own.lease.subnet} is lost: {reason}"))
+            self.lease_gone(own.generation, "its key was deleted from etcd, or has expired")
 
 
 def _is_ours(found: KeyValue | None, etcd_lease: int) -> bool:

@@ -48,8 +48,8 @@ class Owner(Protocol):
     def own_key_deleted(self, key: bytes, revision: int) -> None:
         """The own key was deleted at a revision."""
 
-    def own_key_gone(self, generation: int, reason: str) -> None:
-        """The own key is not there any more."""
+    def lease_gone(self, generation: int, reason: str) -> None:
+        """The own lease is not there any more."""
 
 
 class LeaseWatcher(Watcher[bytes]):
@@ -97,7 +97,7 @@ class LeaseWatcher(Watcher[bytes]):
             return None
         mine = next((key for key in keys if key.key == before.key), None)
         if mine is None:
-            self._owner.own_key_gone(before.generation, "etcd does not have its key any more")
+            self._owner.lease_gone(before.generation, "etcd does not have its key any more")
             return None
         self._owner.own_key_put(mine, listed=True)
         return self._owner.own_lease()

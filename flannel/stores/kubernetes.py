@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from flannel.lease import Lease, LeaseAttrs
-from flannel.stores.base import LeaseLost, Log, Post, Remembered, StoreError
+from flannel.stores.base import Log, Post, Remembered, StoreError
 from flannel.stores.kubernetes_http import KubeClient, RefusedError
 from flannel.stores.kubernetes_nodes import (
     Addresses,
@@ -33,6 +33,7 @@ from flannel.stores.kubernetes_nodes import (
 )
 from flannel.stores.kubernetes_watch import NODES, TIMING, NodeWatcher, Own, Timing
 from flannel.stores.leasecodec import quoted
+from flannel.stores.owner import LeaseOwner
 
 if TYPE_CHECKING:
     from flannel.netconf import NetConf
@@ -55,7 +56,7 @@ class _FinalError(StoreError):
     """What no further try will cure."""
 
 
-class KubernetesStore:
+class KubernetesStore(LeaseOwner[Own]):
     """A `Store` (see base.py) in the Kubernetes API.
 
     `node_name` is the own node's; `conf_path` the file with the network configuration; `set_condition` says whether the
@@ -74,23 +75,17 @@ class KubernetesStore:
         patience: Patience = PATIENCE,
         timing: Timing = TIMING,
     ) -> None:
+        super().__init__()
         self.node_name = node_name
         self._client, self._log, self._keys = client, log, Keys(prefix)
         self._conf_path, self._set_condition = conf_path, set_condition
         self._patience, self._timing = patience, timing
         self._path = f"{NODES}/{quote(node_name, safe='')}"
-        self._network: IPv4Network | None = None
-        self._network6: IPv6Network | None = None
-        self._own: Own | None = None
-        self._attrs: LeaseAttrs | None = None
-        self._generation = 0
-        self._changed = threading.Condition()
         self._closed = threading.Event()
         self._faults: list[str] = []  # of the node's annotations, as last told of
         self._unwritten = False  # the annotations may differ from what they have to be
         self._mine = False  # because of us
         self._condition_due = False
-        self._post: Post | None = None
         self._watcher: NodeWatcher | None = None
 
     # -- before there is a lease -----------------------------------------------------------------------------------
@@ -301,16 +296,6 @@ class KubernetesStore:
 
     # -- what the watcher sees of the own node ---------------------------------------------------------------------
 
-    @property
-    def network(self) -> IPv4Network | None:
-        """The Network that the lease was acquired in."""
-        return self._network
-
-    @property
-    def network6(self) -> IPv6Network | None:
-        """The IPv6Network that the lease was acquired in, where there is one."""
-        return self._network6
-
     def own(self) -> Own | None:
         """Return the own lease, if there is one now."""
         with self._changed:
@@ -331,7 +316,7 @@ class KubernetesStore:
             cidrs = Cidrs(cidrs.v4, None)
         if cidrs != (own.lease.subnet, own.lease.subnet6):
             now = ", ".join(str(cidr) for cidr in cidrs if cidr is not None) or "empty"
-            self.own_node_gone(own.generation, f"the podCIDR of node {self.node_name!r} is {now} now")
+            self.lease_gone(own.generation, f"the podCIDR of node {self.node_name!r} is {now} now")
             return
         addresses = self._addresses(node, attrs)
         self._note_addresses(own.generation, addresses)
@@ -341,16 +326,6 @@ class KubernetesStore:
             with self._changed:
                 self._unwritten = True
                 self._changed.notify_all()
-
-    def own_node_gone(self, generation: int, reason: str) -> None:
-        """Forget the own lease, if it is still the one of that generation, and tell the daemon."""
-        with self._changed:
-            own = self._own
-            if own is None or own.generation != generation:
-                return
-            self._own = None
-        if self._post is not None:
-            self._post(LeaseLost(f"lease {own.lease.subnet} is lost: {reason}"))
 
 
 def _network6(conf: NetConf) -> IPv6Network | None:

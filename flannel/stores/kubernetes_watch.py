@@ -63,8 +63,8 @@ class Owner(Protocol):
     def own_node_seen(self, node: Node) -> None:
         """The own node was listed, or has changed."""
 
-    def own_node_gone(self, generation: int, reason: str) -> None:
-        """The own node is not there any more."""
+    def lease_gone(self, generation: int, reason: str) -> None:
+        """The own lease is not there any more."""
 
 
 class NodeWatcher(Watcher[str]):
@@ -121,7 +121,7 @@ class NodeWatcher(Watcher[str]):
                 token = page.token
                 del page  # two pages at once would cost twice the memory
         if before is not None and not own_listed:
-            self._owner.own_node_gone(before.generation, f"the API has no node {self._owner.node_name!r} any more")
+            self._owner.lease_gone(before.generation, f"the API has no node {self._owner.node_name!r} any more")
         self._table, self._version = table, version
         self._name_shadowed()
         self._recovered()
@@ -226,7 +226,7 @@ class NodeWatcher(Watcher[str]):
             if not deleted:
                 self._owner.own_node_seen(node)
             elif own is not None:
-                self._owner.own_node_gone(own.generation, f"the node {node.name!r} was deleted")
+                self._owner.lease_gone(own.generation, f"the node {node.name!r} was deleted")
             return
         held = self._table.get(node.name)
         lease = None if deleted else self._judge(node) or self._last_good(node)
