@@ -113,7 +113,7 @@ def select(session: pytest.Session, config: pytest.Config, items: list[pytest.It
         rules = marker.kwargs.get("rules") if marker else None
         elsewhere = (
             run.options.backend not in row.backends
-            or rules not in (None, "", run.options.rules)
+            or rules not in (None, "", run.flannel.rules)
             or (row.needs == IPV6_NEEDED and run.flannel.network6 is None)
         )
         (dropped if elsewhere or without_path else kept).append(item)

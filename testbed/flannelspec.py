@@ -294,17 +294,19 @@ def _default_net_conf(backend: Backend, rules: str) -> dict[str, Any]:
 
 
 def default_flannel(
-    run_name: str, *, net_conf_overrides: Mapping[str, str] | None = None, rules: str = IPTABLES_NFT
+    run_name: str, *, net_conf_overrides: Mapping[str, str] | None = None, rules: str | None = None
 ) -> FlannelSpec:
     """Return the flannel of a run without a manifest.
 
-    `net_conf_overrides` are the `--net-conf KEY=VALUE` of the command line.  Raises InputError with every fault.
+    `net_conf_overrides` are the `--net-conf KEY=VALUE` of the command line; `rules` is `--rules`, by default what
+    they say.  Raises InputError with every fault.
     """
     backend = BACKENDS[normalise(run_name)]
-    check_rules_name(rules)
+    if rules is not None:
+        check_rules_name(rules)
     return build(
         backend,
-        _default_net_conf(backend, rules),
+        _default_net_conf(backend, rules or IPTABLES_NFT),
         cni_conf=default_cni_conf(),
         args=DEFAULT_ARGS,
         env=DEFAULT_ENV,
@@ -326,14 +328,15 @@ def build(
     cni_conf: Mapping[str, Any],
     args: Iterable[str],
     env: Mapping[str, str],
-    rules: str = IPTABLES_NFT,
+    rules: str | None = None,
     overrides: Mapping[str, str] | None = None,
     source: str = "built in",
     notes: Iterable[str] = (),
 ) -> FlannelSpec:
     """Put a FlannelSpec together from a net-conf.json that was found valid, and the command line's overrides.
 
-    Raises InputError where an override is wrong, makes the configuration another run's, or contradicts `rules`.
+    Without `rules` they are what EnableNFTables then says: nftables, or iptables in its nft flavour.  Raises InputError
+    where an override is wrong, makes the configuration another run's, or contradicts `rules`.
     """
     faults: list[Fault] = []
     conf = netconf.override(net_conf, overrides or {}, faults)
@@ -343,12 +346,13 @@ def build(
         if other != backend.run:
             hint = f"run {other} instead" if other else "leave that key as it is"
             faults.append(Fault("--net-conf", 0, "Backend", f"this is no longer {backend.run}'s configuration", hint))
-        if bool(conf.get("EnableNFTables")) != (rules == NFTABLES):
+        if rules is not None and bool(conf.get("EnableNFTables")) != (rules == NFTABLES):
             what = f"contradicts --rules {rules}"
             faults.append(Fault("--net-conf", 0, "EnableNFTables", what, "say it once, by --rules"))
     if faults:
         raise InputError(faults=faults)
     network = IPv4Network(conf["Network"], strict=False)
+    rules = rules or (NFTABLES if conf.get("EnableNFTables") else IPTABLES_NFT)
     return FlannelSpec(
         backend, network, conf, cni_conf, tuple(args), dict(env), rules=rules, source=source, notes=tuple(notes)
     )

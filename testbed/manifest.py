@@ -13,7 +13,6 @@ from testbed import netconf
 from testbed.errors import Fault, InputError
 from testbed.flannelspec import (
     BACKENDS,
-    IPTABLES_NFT,
     NFTABLES,
     FlannelSpec,
     build,
@@ -221,7 +220,7 @@ class _Reading:
             cni_conf=self.cni_conf,
             args=self.container.args,
             env=self.container.env,
-            rules=rules or (NFTABLES if nftables else IPTABLES_NFT),
+            rules=rules,
             overrides=overrides,
             source=self.file,
             notes=notes,

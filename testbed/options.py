@@ -33,7 +33,7 @@ class RunOptions:
     topology: str | None = None  # None: the backend's default
     settings: Mapping[str, str] = field(default_factory=dict)  # --set K=V
     mtu: int | None = None  # underlay MTU; None: the topology's
-    rules: str = "iptables-nft"
+    rules: str | None = None  # None: what net-conf.json says
     net_conf: Mapping[str, str] = field(default_factory=dict)  # --net-conf KEY=VALUE
     store: str = "etcd"
     manifest: Path | None = None

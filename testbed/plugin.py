@@ -51,7 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--topology", metavar="NAME", help="the lab's topology, or the path of one; default: the backend's")
     add("--set", dest="testbed_set", action="append", default=[], metavar="K=V", help="an option of the topology")
     add("--mtu", type=int, metavar="BYTES", help="MTU of the underlay")
-    add("--rules", default="iptables-nft", metavar="KIND", help=f"{', '.join(RULES)}; default iptables-nft")
+    add("--rules", metavar="KIND", help=f"{', '.join(RULES)}; default: what net-conf.json says, else iptables-nft")
     add("--net-conf", action="append", default=[], metavar="KEY=VALUE", help="a key of net-conf.json, as Port=4789")
     add("--store", default="etcd", metavar="KIND", help=f"{', '.join(STORES)}; default etcd")
     add("--manifest", metavar="FILE", help="a kube-flannel.yml that says what is deployed and expected")
@@ -84,7 +84,7 @@ def run_options(config: pytest.Config) -> RunOptions:
         topology=value("--topology"),
         settings=key_values("--set", value("testbed_set"), faults),
         mtu=value("--mtu"),
-        rules=one_of("--rules", value("--rules"), RULES_HERE, RULES, faults),
+        rules=one_of("--rules", value("--rules"), RULES_HERE, RULES, faults) if value("--rules") is not None else None,
         net_conf=key_values("--net-conf", value("--net-conf"), faults),
         store=one_of("--store", value("--store"), STORES_HERE, STORES, faults),
         manifest=Path(value("--manifest")) if value("--manifest") else None,
@@ -158,7 +158,7 @@ def _open_report(config: pytest.Config, run: Run) -> None:
             "kernel": options.kernel,
             "topology": run.lab.topology,
             "mtu": run.lab.mtu,
-            "rules": options.rules,
+            "rules": run.flannel.rules,
             "store": options.store,
             "implementations": {node: str(options.implementation(node) or "bundled") for node in nodes},
         }
@@ -309,7 +309,7 @@ def _collection_failed(session: pytest.Session, record: RunRecord) -> bool:
 
 def _selection(run: Run) -> str:
     """Under which name the run's expected counts are: some checks are about rules of nftables or Kubernetes only."""
-    special = [run.options.rules] if run.options.rules == "nftables" else []
+    special = [run.flannel.rules] if run.flannel.rules == "nftables" else []
     special += [run.options.store] if run.options.store != "etcd" else []
     return "_".join(["smoke", *special])
 

@@ -30,7 +30,9 @@ class CheckReporter(pytest.TerminalReporter):  # type: ignore[misc]  # there is 
         options, lab, screen = self.run.options, self.run.lab, self.run.screen
         assert screen is not None
         machines = f"{len(lab.cluster_nodes)} nodes, MTU {lab.mtu}"
-        screen.say(f"{options.backend} on {lab.topology} ({machines}), lab {options.name}, {options.rules}", "bold")
+        screen.say(
+            f"{options.backend} on {lab.topology} ({machines}), lab {options.name}, {self.run.flannel.rules}", "bold"
+        )
 
     def pytest_collection(self) -> None:
         """Say nothing about collecting."""

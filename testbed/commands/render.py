@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from testbed.errors import Fault, InputError
-from testbed.flannelspec import BACKENDS, IPTABLES_NFT, RULES, FlannelSpec, default_flannel, normalise
+from testbed.flannelspec import BACKENDS, RULES, FlannelSpec, default_flannel, normalise
 from testbed.labs.state import checked_id
 from testbed.manifest import read_manifest
 from testbed.options import default_name, key_values, raise_faults
@@ -69,7 +69,7 @@ def render(
 def _flannel(run: str, manifest: Path | None, overrides: Mapping[str, str], rules: str | None) -> FlannelSpec:
     if manifest is not None:
         return read_manifest(str(manifest), run, net_conf_overrides=overrides, rules=rules)
-    return default_flannel(run, net_conf_overrides=overrides, rules=rules or IPTABLES_NFT)
+    return default_flannel(run, net_conf_overrides=overrides, rules=rules)
 
 
 def write_files(folder: Path, files: Mapping[str, str]) -> None:

@@ -90,7 +90,6 @@ def test_ipsec_in_udp_takes_eight_bytes_more() -> None:
         ("vxlan", {"DirectRouting": "true"}, "run vxlan_direct instead"),
         ("ipip_direct", {"DirectRouting": "false"}, "run ipip instead"),
         ("vxlan", {"EnableIPv6": "true", "IPv6Network": "fd00::/48"}, "run dual_stack instead"),
-        ("vxlan", {"EnableNFTables": "true"}, "contradicts --rules iptables-nft"),
         ("vxlan", {"Network": "10.244.0.0"}, "is not an IPv4 network"),
         ("vxlan", {"Network": "fd00::/64"}, "is not an IPv4 network"),
         ("vxlan", {"SubnetLen": "17"}, "at least four"),
@@ -119,6 +118,14 @@ def test_every_wrong_override_is_told_at_once() -> None:
 def test_rules_decide_on_nftables(rules: str) -> None:
     flannel = default_flannel("vxlan", rules=rules)
     assert flannel.net_conf["EnableNFTables"] == (rules == "nftables")
+
+
+def test_without_rules_net_conf_decides_on_them_and_may_not_contradict_any() -> None:
+    assert default_flannel("vxlan").rules == "iptables-nft"
+    assert default_flannel("vxlan", net_conf_overrides={"EnableNFTables": "true"}).rules == "nftables"
+    for rules, word in (("iptables-legacy", "true"), ("iptables-nft", "true"), ("nftables", "false")):
+        with pytest.raises(InputError, match=f"EnableNFTables: contradicts --rules {rules}"):
+            default_flannel("vxlan", net_conf_overrides={"EnableNFTables": word}, rules=rules)
 
 
 def test_unknown_rules() -> None:

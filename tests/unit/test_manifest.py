@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from testbed.errors import Exit, Fault, InputError
 from testbed.flannelspec import FlannelSpec
 from testbed.manifest import parse_manifest, read_manifest
+from testbed.nodes.deploy import describe_lab
+from testbed.options import RunOptions
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 VXLAN = (DATA / "s0-vxlan-direct.yml").read_text()
@@ -261,6 +264,19 @@ def test_nftables_is_the_manifests_word() -> None:
     assert spec_of(text).rules == "nftables"
     [fault] = faults_of(text, rules="iptables-nft")
     assert "contradicts --rules iptables-nft" in fault.what
+    assert spec_of(text, net_conf_overrides={"EnableNFTables": "false"}).rules == "iptables-nft"
+    assert spec_of(VXLAN, net_conf_overrides={"EnableNFTables": "true"}).rules == "nftables"
+
+
+def test_a_run_takes_its_rules_from_the_manifest_unless_they_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "kube-flannel.yml"
+    path.write_text(changed('"Backend": {', '"EnableNFTables": true, "Backend": {'))
+    options = RunOptions(backend="vxlan_direct", name="unit", manifest=path)
+    assert describe_lab(options)[1].rules == "nftables"
+    assert describe_lab(replace(options, rules="nftables"))[1].rules == "nftables"
+    with pytest.raises(InputError, match="contradicts --rules iptables-legacy"):
+        describe_lab(replace(options, rules="iptables-legacy"))
+    assert describe_lab(replace(options, manifest=None))[1].rules == "iptables-nft"
 
 
 def test_a_list_of_objects_as_kubectl_prints_it() -> None:
