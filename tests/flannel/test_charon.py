@@ -1,0 +1,175 @@
+"""charon as flanneld's child, played by a program of the tests: any kernel with IPsec's policies will do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flannel import charon
+from flannel.charon import _Child, _children, connection
+from flannel.kernel.xfrm import Association
+from tests.flannel.corelab import HEALS_WITHIN, HERE, Flanneld, Node, peer, until
+from tests.flannel.test_ipsec import HERE as ADDRESS
+from tests.flannel.test_ipsec import IPSEC, OWN, PSK, pairs, shown
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    made = Node(tmp_path)
+    try:
+        made.ip("xfrm policy add src 192.0.2.1/32 dst 192.0.2.2/32 dir out", check=False)
+        if "192.0.2.1" not in made.ip("xfrm policy", check=False):
+            pytest.skip("this kernel has no IPsec policies")
+        made.ip("xfrm policy flush")
+        yield made
+    finally:
+        made.close()
+
+
+def start(node: Node) -> Flanneld:
+    folder = node.folder / "bin"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(HERE / "fake_charon.py", folder / "charon")
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}", "CHARON_LIBRARY": str(HERE.parents[1])}
+    daemon = node.start(backend=IPSEC, environment=environment)
+    daemon.list(peer(2, kind="ipsec"), peer(3, kind="ipsec"))
+    return daemon
+
+
+def heard(node: Node) -> list[Any]:
+    """What the last charon was told, its pid first."""
+    lines = [json.loads(line) for line in node.run("cat", "/run/flannel/heard", check=False).splitlines()]
+    begun = [number for number, (what, _) in enumerate(lines) if what == "started"]
+    return lines[begun[-1] :] if begun else []
+
+
+def connections(node: Node) -> set[str]:
+    """The connections that it has."""
+    loaded: set[str] = set()
+    for what, said in heard(node):
+        if what == "load-conn":
+            loaded |= set(said)
+        elif what == "unload-conn":
+            loaded.discard(said["name"])
+    return loaded
+
+
+def wanted(*numbers: int) -> set[str]:
+    return {f"192.168.50.1-10.244.1.0/24-10.244.{n}.0/24-192.168.50.{n}" for n in numbers}
+
+
+def test_keys_and_connections_follow_the_leases_and_a_charon_that_ends_is_replaced(node: Node) -> None:
+    daemon = start(node)
+    until(lambda: connections(node) == wanted(2, 3), f"connections\n{daemon.log}")
+    owners = {said["owners"][0] for what, said in heard(node) if what == "load-shared"}
+    assert owners == {"192.168.50.1", "192.168.50.2", "192.168.50.3"}
+    assert {said["data"] for what, said in heard(node) if what == "load-shared"} == {PSK}
+    daemon.tell(removed=peer(2, kind="ipsec"))
+    until(lambda: connections(node) == wanted(3), f"one connection\n{daemon.log}", HEALS_WITHIN)
+    assert "terminate" in [what for what, _ in heard(node)]
+    first = heard(node)[0][1]
+    node.run("kill", "-9", str(first))
+    until(lambda: heard(node)[0][1] != first and connections(node) == wanted(3), f"a new one\n{daemon.log}")
+    daemon.said("charon has ended; starting it again")
+    assert PSK not in daemon.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_charon_ends_with_flanneld_and_policies_stay(node: Node, number: signal.Signals) -> None:
+    daemon = start(node)
+    until(lambda: connections(node) == wanted(2, 3), f"connections\n{daemon.log}")
+    charon_pid = str(heard(node)[0][1])
+    daemon.stop(number)
+    state = ["sh", "-c", f"grep -s State: /proc/{charon_pid}/status || echo gone"]
+    until(lambda: any(word in node.run(*state) for word in ("zombie", "gone")), "the end of charon", HEALS_WITHIN)
+    assert shown(node) == pairs(2, 3)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "xfrm policy flush",
+        "xfrm policy delete src 10.244.1.0/24 dst 10.244.2.0/24 dir out",
+        "xfrm policy update src 10.244.2.0/24 dst 10.244.1.0/24 dir in",
+    ],
+)
+def test_policies_heal_without_esp_too(node: Node, damage: str) -> None:
+    daemon = start(node)
+
+    def whole() -> bool:
+        return shown(node) == pairs(2, 3) and node.ip("xfrm policy list").count("reqid 11 mode tunnel") == 6
+
+    until(whole, f"policies {shown(node)}\n{daemon.log}", HEALS_WITHIN)
+    node.ip(damage)
+    until(whole, f"policies after `ip {damage}`\n{daemon.log}", HEALS_WITHIN)
+
+
+@pytest.mark.parametrize(
+    ("content", "stays"), [("1", False), (str(2**22 + 1), False), ("no number", False), ("", False), ("own", True)]
+)
+def test_only_a_living_charon_s_pid_file_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, stays: bool
+) -> None:
+    file = tmp_path / "charon.pid"
+    name = Path("/proc/self/comm").read_text()
+    monkeypatch.setattr(charon, "_PID_FILE", str(file))
+    charon._remove_stale_pid()  # there is none
+    file.write_text(str(os.getpid()) if content == "own" else content)
+    try:
+        if stays:
+            Path("/proc/self/comm").write_text("charon")
+        charon._remove_stale_pid()
+    finally:
+        Path("/proc/self/comm").write_text(name)
+    assert file.exists() == stays
+
+
+def test_what_charon_takes_for_installed() -> None:
+    child = {"name": "k", "uniqueid": "7", "state": "INSTALLED", "spi-in": "c7a1b2c3", "spi-out": "102"}
+    ike = {"version": "2", "child-sas": {"k-7": child, "k-6": {**child, "state": "DELETED"}}}
+    assert _children({"c": ike, "d": {}, "e": "text"}) == [_Child("c", "k", "7", 0xC7A1B2C3, 0x102)]
+
+
+def test_what_an_earlier_charon_left_goes_once_there_is_a_new_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    there, other = ADDRESS + 1, ADDRESS + 2
+    left = {Association(ADDRESS, there, 1), Association(there, ADDRESS, 2), Association(ADDRESS, other, 3)}
+    made = charon.Charon("/bin/true", str(ADDRESS), PSK)
+    gone: list[Any] = []
+
+    class Kernel:
+        def __init__(self, protocol: int) -> None: ...
+
+        def batch(self, messages: list[Any]) -> list[Any]:
+            gone.extend(messages)
+            return []
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(charon, "Netlink", Kernel)
+    made._left = set(left)
+    pair = {"local-host": str(ADDRESS), "remote-host": str(there)}
+    made._replace_left({"c": pair})
+    assert made._left == left
+    made._replace_left({"up": "yes", "c": pair})
+    assert made._left == {Association(ADDRESS, other, 3)}
+    assert len(gone) == 2
+
+
+def test_a_connection_has_upstream_s_settings() -> None:
+    proposals = ("aes256-sha256-modp4096", "aes128gcm16-sha256-prfsha256-ecp256")
+    name, made = connection(
+        ADDRESS, str(OWN), ADDRESS + 1, "10.244.2.0/24", proposals=proposals, encap=False
+    )  # fmt: skip
+    assert name in wanted(2)
+    assert (made["version"], made["keyingtries"], made["encap"]) == ("2", "0", "no")
+    assert made["local"] == {"auth": "psk", "id": str(ADDRESS)}
+    ((child, settings),) = made["children"].items()
+    assert child == "10.244.1.0/24-10.244.2.0/24"
+    assert (settings["close_action"], settings["dpd_action"], settings["rekey_time"]) == ("trap", "restart", "1h")
