@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -148,7 +149,8 @@ def strongswan(folder: str) -> None:
         left = f"unix://{folder}/ikeleft/vici"
         command("swanctl", "--initiate", "--child", "probe", "--timeout", "20", "--uri", left)
         command("ip", "netns", "exec", "ikeleft", "ping", "-n", "-c", "1", "-W", "3", ENDS[0][2])
-        if command("ip", "-n", "ikeleft", "-s", "xfrm", "state").count("lastused") != 2:
+        state = command("ip", "-n", "ikeleft", "-s", "xfrm", "state")
+        if len(re.findall(r"[1-9]\d*\(packets\)", state)) != 2:
             raise OSError(0, "the packet went past ESP")
 
 

@@ -103,10 +103,11 @@ def obtain_kernel(progress: Progress | None = None, *, way: str = "", needs: Col
 def _with(kernel: Kernel, needs: Collection[str]) -> Kernel:
     missing = [feature for feature in kernel.lacks if feature in needs]
     if missing:
-        raise GuestUnavailable(
-            f"the guest kernel {kernel.version} ({kernel.built or kernel.path}) has no {', '.join(missing)}",
-            hint="`testbed kernel build` makes one that has everything",
-        )
+        hint = "`testbed kernel build` makes one that has everything"
+        if missing == ["iptables_nft"] and "iptables_legacy" not in kernel.lacks:
+            hint += "; or --rules iptables-legacy"
+        words = f"the guest kernel {kernel.version} ({kernel.built or kernel.path}) has no {', '.join(missing)}"
+        raise GuestUnavailable(words, hint=hint)
     return kernel
 
 
