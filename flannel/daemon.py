@@ -10,21 +10,22 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
 from flannel import __version__, cli, log, netconf, subnetenv
 from flannel.backends.base import Backend, BackendError
 from flannel.backends.choice import make_backend as make_backend
+from flannel.backends.choice import remove_devices
 from flannel.health import HealthError, HealthServer
 from flannel.interface import External, InterfaceError, Wanted, choose
-from flannel.kernel import rtnl
 from flannel.kernel.monitor import Monitor
 from flannel.kernel.netlink import Netlink
 from flannel.lease import Lease
 from flannel.reconcile import GRACE, Reconciler
-from flannel.rules.keeper import Keeper, RulesError, RulesWanted
+from flannel.rules.keeper import Keeper, RulesError
+from flannel.rules.start import start_rules
 from flannel.servicemanager import ServiceManager
 from flannel.state import Recorded
 from flannel.stores.base import Event, LeaseLost, Message, Renewed, Snapshot, Store, StoreDown, StoreError
@@ -173,8 +174,8 @@ class Daemon:
         if conf.enable_ipv6 and lease.subnet6 is None:
             raise Failure(f"EnableIPv6: {store.name} gave a lease without an IPv6 subnet")
         backend.start(netlink, lease)
-        self._remove_left_devices(netlink, recorded.keep_devices(backend.devices))
-        self._start_rules(conf, lease, previous)
+        remove_devices(netlink, recorded.keep_devices(backend.devices))
+        self._rules = start_rules(options, conf, lease, previous)
         reconciler = Reconciler(
             netlink, backend, external, conf.network, lease.subnet, recorded,
             network6=conf.ipv6_network, own6=lease.subnet6, blackhole=options.ip_blackhole_route, grace=self._grace,
@@ -217,46 +218,6 @@ class Daemon:
             path = f"/proc/sys/net/bridge/{name}"
             if (version == 4 or conf.enable_ipv6) and not os.path.exists(path):
                 raise Failure(f"Failed to check br_netfilter: {path} is missing; load the module br_netfilter")
-
-    def _remove_left_devices(self, netlink: Netlink, left: Collection[str]) -> None:
-        """Remove the tunnel devices that an earlier run recorded, where this run does not use them."""
-        for name in left:
-            if name == "xfrm-policies":
-                from flannel.backends.ipsec import remove_policies
-
-                remove_policies()
-                continue
-            link = rtnl.get_link(netlink, name=name)
-            if link is not None and link.kind in ("vxlan", "ipip", "wireguard"):
-                log.warning(f"removing {name}, which an earlier run made for another configuration")
-                netlink.batch([rtnl.delete_link(link.ifindex)])
-
-    def _start_rules(self, conf: netconf.NetConf, lease: Lease, previous: subnetenv.Previous) -> None:
-        from flannel.rules import cleanup
-
-        options = self._options
-        wanted: dict[int, RulesWanted] = {
-            network.version: RulesWanted(
-                network, subnet, options.ip_masq, options.iptables_forward_rules,
-                not options.ip_masq_fully_random_disable,
-            )
-            for network, subnet in ((conf.network, lease.subnet), (conf.ipv6_network, lease.subnet6))
-            if network is not None and subnet is not None
-        }  # fmt: skip
-        if conf.enable_nftables:
-            from flannel.rules.nftables import NftablesKeeper
-
-            kinds = dict.fromkeys(wanted, cleanup.NFTABLES)
-            self._rules = [NftablesKeeper(one, options.iptables_resync) for one in wanted.values()]
-        else:
-            from flannel.rules.iptables import IptablesKeeper, ask_flavour
-
-            flavour = ask_flavour()
-            kinds = dict.fromkeys(wanted, cleanup.IPTABLES_NFT if flavour[0] else cleanup.IPTABLES_LEGACY)
-            self._rules = [IptablesKeeper(one, previous, options.iptables_resync, flavour) for one in wanted.values()]
-        cleanup.remove_others(kinds, wanted, previous)
-        for keeper in self._rules:
-            keeper.start()
 
     def _write_subnet_env(self, conf: netconf.NetConf, lease: Lease, backend: Backend) -> None:
         path = self._options.subnet_file

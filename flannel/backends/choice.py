@@ -1,11 +1,15 @@
-"""Which backend a network configuration asks for."""
+"""Which backend a network configuration asks for, and what becomes of an earlier one's devices."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib import import_module
 
+from flannel import log
 from flannel.backends.base import Backend, BackendError
 from flannel.interface import External
+from flannel.kernel import rtnl
+from flannel.kernel.netlink import Netlink
 from flannel.netconf import NetConf
 
 #: Backends that can carry IPv6 as well.
@@ -42,3 +46,17 @@ def make_backend(conf: NetConf, external: External) -> Backend:
     module, name = known
     backend: Backend = getattr(import_module(f"flannel.backends.{module}"), name)(conf, external)
     return backend
+
+
+def remove_devices(netlink: Netlink, left: Collection[str]) -> None:
+    """Remove the tunnel devices that an earlier run recorded, where this run does not use them."""
+    for name in left:
+        if name == "xfrm-policies":
+            from flannel.backends.ipsec import remove_policies
+
+            remove_policies()
+            continue
+        link = rtnl.get_link(netlink, name=name)
+        if link is not None and link.kind in ("vxlan", "ipip", "wireguard"):
+            log.warning(f"removing {name}, which an earlier run made for another configuration")
+            netlink.batch([rtnl.delete_link(link.ifindex)])
