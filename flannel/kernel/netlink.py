@@ -18,6 +18,8 @@ F_REPLACE, F_EXCL, F_CREATE, F_APPEND = 0x100, 0x200, 0x400, 0x800
 F_DUMP_INTERRUPTED = 0x10
 
 _MSG_ERROR, _MSG_DONE, _MSG_OVERRUN = 2, 3, 4
+#: By how many bytes a length is past a multiple of four.
+_PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _SOL_NETLINK = 270
@@ -55,7 +57,7 @@ class NetlinkError(OSError):
 def attribute(kind: int, data: bytes) -> bytes:
     """Pack one attribute, padded to four bytes."""
     length = 4 + len(data)
-    return _ATTRIBUTE.pack(length, kind) + data + b"\0" * (-length % 4)
+    return _ATTRIBUTE.pack(length, kind) + data + _PADDING[length & 3]
 
 
 def attributes(data: bytes | memoryview, start: int = 0) -> dict[int, bytes]:
@@ -125,8 +127,11 @@ class Netlink:
         for position, request in enumerate(requests):
             flags = request.flags | F_REQUEST | (last_flags if position == len(requests) - 1 else 0)
             length = 16 + len(request.body)
-            parts.append(_HEADER.pack(length, request.type, flags, first + position, 0))
-            parts.append(request.body + b"\0" * (-length % 4))
+            parts += (
+                _HEADER.pack(length, request.type, flags, first + position, 0),
+                request.body,
+                _PADDING[length & 3],
+            )
         self._sequence += len(requests)
         self._socket.send(b"".join(parts))
         return first

@@ -7,6 +7,7 @@ that has its default is left out. A schema gives each field's name, protobuf num
 from __future__ import annotations
 
 import base64
+import binascii
 import json
 from typing import Any, NamedTuple, TypeAlias
 
@@ -174,7 +175,7 @@ def _json_field_in(field: Field, value: Any) -> Any:
     if field.kind == "bytes":
         if not isinstance(value, str):
             raise ValueError("base64 was expected")
-        return base64.b64decode(value, validate=True)
+        return binascii.a2b_base64(value, strict_mode=True)
     if field.kind == "bool":
         return value is True
     if isinstance(field.kind, tuple):

@@ -69,7 +69,11 @@ class LeaseTable(Generic[Key]):
 
     def _winner(self, subnet: IPv4Network) -> Lease | None:
         keys = self._keys.get(subnet)
-        return min((self._held[key] for key in keys), key=lambda held: held.since).lease if keys else None
+        if not keys:
+            return None
+        if len(keys) == 1:  # as it nearly always is
+            return self._held[keys[0]].lease
+        return min((self._held[key] for key in keys), key=lambda held: held.since).lease
 
 
 def _difference(before: Lease | None, after: Lease | None) -> list[Event]:
