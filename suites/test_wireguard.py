@@ -7,6 +7,7 @@ from ipaddress import IPv4Interface
 import pytest
 
 from testbed.checks import check
+from testbed.errors import LabError
 from testbed.fixtures import Facts, Path, Paths
 from testbed.labs.base import Node
 from testbed.nodes.deploy import Cluster
@@ -82,8 +83,11 @@ def test_nothing_in_clear_leaves_the_node(path: Path, cluster: Cluster, window: 
 
 
 def public_key(cluster: Cluster, node: Node) -> str:
-    """The key that a node's device shows."""
-    own, _ = read_wireguard(node, str(cluster.flannel.tunnel_device))
+    """The key that a node's device shows. A flanneld that has just started may have none yet."""
+    try:
+        own, _ = read_wireguard(node, str(cluster.flannel.tunnel_device))
+    except LabError as error:
+        raise AssertionError(f"{node.name}: {error}") from error
     return own.public_key
 
 

@@ -73,7 +73,7 @@ def test_keys_and_connections_follow_the_leases_and_a_charon_that_ends_is_replac
     assert {said["data"] for what, said in heard(node) if what == "load-shared"} == {PSK}
     daemon.tell(removed=peer(2, kind="ipsec"))
     until(lambda: connections(node) == wanted(3), f"one connection\n{daemon.log}", HEALS_WITHIN)
-    assert "terminate" in [what for what, _ in heard(node)]
+    until(lambda: "terminate" in [what for what, _ in heard(node)], "the end of its associations", HEALS_WITHIN)
     first = heard(node)[0][1]
     node.run("kill", "-9", str(first))
     until(lambda: heard(node)[0][1] != first and connections(node) == wanted(3), f"a new one\n{daemon.log}")
