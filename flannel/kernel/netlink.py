@@ -123,7 +123,7 @@ class Netlink:
 
     def _send(self, requests: Sequence[Message], last_flags: int) -> int:
         first = self._sequence + 1
-        parts = []
+        parts: list[bytes] = []
         for position, request in enumerate(requests):
             flags = request.flags | F_REQUEST | (last_flags if position == len(requests) - 1 else 0)
             length = 16 + len(request.body)
