@@ -31,16 +31,22 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A program that labs call. `places` are paths to look at besides PATH; `optional` ones stop no run."""
+    """A program that labs call. `places` are paths to look at besides PATH; `optional` ones stop no run.
+
+    `runs` are those that need it, () for all; `others` are names that will do as well.
+    """
 
     program: str
     package: str
     places: tuple[str, ...] = ()
     optional: str = ""  # what it is good for, where no run needs it
+    runs: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
 
 _FRR = ("/usr/lib/frr", "/usr/libexec/frr")
 _CNI = ("/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni")
+_STRONGSWAN = ("/usr/lib/strongswan", "/usr/lib/ipsec", "/usr/libexec/strongswan", "/usr/libexec/ipsec")
 
 TOOLS = (
     *(Tool(program, "iproute2") for program in ("ip", "bridge", "ss", "tc")),
@@ -55,6 +61,8 @@ TOOLS = (
     Tool("ping", "iputils-ping"),
     Tool("ethtool", "ethtool"),
     Tool("sysctl", "procps"),
+    Tool("wg", "wireguard-tools", runs=("wireguard",)),
+    Tool("charon", "charon-systemd", _STRONGSWAN, runs=("ipsec",), others=("charon-systemd",)),
     Tool("openssl", "openssl", optional="testing TLS to etcd"),
     Tool("iperf3", "iperf3", optional="benchmarks"),
     Tool("go", "golang", ("/usr/local/go/bin",), optional="building containerlab and kind"),
@@ -103,17 +111,19 @@ def find_tool(tool: Tool) -> str | None:
         where = os.pathsep.join(tool.places)
     else:
         where = os.pathsep.join([search_path(), *tool.places])
-    return shutil.which(tool.program, path=where)
+    found = (shutil.which(name, path=where) for name in (tool.program, *tool.others))
+    return next((path for path in found if path), None)
 
 
-def missing_tools() -> list[Tool]:
-    """The tools that a run needs and that are not here. Cheap: no process is started."""
-    return [tool for tool in TOOLS if not tool.optional and find_tool(tool) is None]
+def missing_tools(*runs: str) -> list[Tool]:
+    """The tools that every run needs, or one of these, and that are not here. Cheap: no process is started."""
+    needed = [tool for tool in TOOLS if not tool.optional and (not tool.runs or set(tool.runs) & set(runs))]
+    return [tool for tool in needed if find_tool(tool) is None]
 
 
-def require_tools() -> None:
-    """Raise LabError naming every missing tool at once."""
-    missing = missing_tools()
+def require_tools(*runs: str) -> None:
+    """Raise LabError naming every tool at once that these runs need and that is missing."""
+    missing = missing_tools(*runs)
     if missing:
         raise LabError(f"this machine lacks {', '.join(tool.program for tool in missing)}", hint=_install(missing))
 
@@ -132,7 +142,7 @@ def _tools() -> list[Finding]:
                 "tool",
                 f"{tool.program} (CNI plugin)" if tool.places == _CNI else tool.program,
                 path is not None,
-                () if tool.optional else tuple(BACKENDS),
+                () if tool.optional else tool.runs or tuple(BACKENDS),
                 path or (f"only for {tool.optional}" if tool.optional else "not found"),
                 "" if path else _install([tool]),
                 "" if path else "disk space; its service, if it has one, can stay off",

@@ -50,7 +50,7 @@ def run(context: click.Context, arguments: tuple[str, ...]) -> int:
         return int(Exit.HELD)
     if not names:
         raise click.UsageError("which backend? Give at least one NAME", context)
-    require_tools()
+    require_tools(*names)
     if len(names) == 1:
         return in_this_process(names[0], options)
     return worst(in_a_process(name, with_reports_apart(name, options)) for name in names)

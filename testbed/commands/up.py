@@ -18,7 +18,7 @@ from testbed.nodes.deploy import bring_up
 def up(topology: str | None, **given: Any) -> None:
     """Bring up TOPOLOGY (racks, flat, clos or a file) with flannel and pods on it, and leave it running."""
     options = run_options(topology=topology, **given)
-    require_tools()
+    require_tools(options.backend)
     cluster = bring_up(options, Ticks())
     cluster.lab.detach()
     for note in cluster.flannel.notes:

@@ -190,7 +190,7 @@ from testbed import cli
 from testbed.commands import run
 run.CONFIGURATION = Path({str(folder / "pytest.ini")!r})
 run.folder = lambda name: Path({str(suites)!r})
-run.require_tools = lambda: None
+run.require_tools = lambda *runs: None
 sys.exit(cli.invoke(['run', 'vxlan', '--', *{options!r}]))
 """
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -204,7 +204,7 @@ def suite_run(folder: Path, suite: str, *, broken: bool = False, options: list[s
 
 def test_several_runs_end_with_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
     codes = {"vxlan": 0, "udp": 1, "host_gw": 5}
-    monkeypatch.setattr(run_command, "require_tools", lambda: None)
+    monkeypatch.setattr(run_command, "require_tools", lambda *runs: None)
     monkeypatch.setattr(run_command, "in_a_process", lambda name, _: codes[name])
     assert cli.invoke(["run", *codes]) == 1
 
@@ -216,7 +216,7 @@ def test_an_interrupt_ends_all_of_several_runs(tmp_path: Path) -> None:
 import sys
 from testbed import cli
 from testbed.commands import run
-run.require_tools = lambda: None
+run.require_tools = lambda *runs: None
 run.sys = type(sys)("sys")
 run.sys.executable = {str(tmp_path / "stand-in")!r}
 cli.main()

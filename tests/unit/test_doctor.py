@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from testbed import cli, doctor
+from testbed.checks import implemented, load_catalogue
 from testbed.errors import Exit, LabError
 from testbed.flannelspec import BACKENDS
 from testbed.guest import table
@@ -102,6 +103,26 @@ def test_every_missing_tool_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     text = str(raised.value)
     assert all(name in text for name in gone)
     assert "apt-get install --no-install-recommends conntrack etcd-server frr" in text
+
+
+def test_what_one_run_needs_is_missed_by_that_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "find_tool", lambda tool: None if tool.runs else "/bin/x")
+    doctor.require_tools()
+    doctor.require_tools("vxlan", "host_gw")
+    with pytest.raises(LabError, match=r"lacks wg\n.* wireguard-tools$"):
+        doctor.require_tools("vxlan", "wireguard")
+    with pytest.raises(LabError, match=r"lacks charon\n.* charon-systemd$"):
+        doctor.require_tools("ipsec")
+
+
+def test_any_of_a_program_s_names_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "search_path", lambda: str(tmp_path))
+    charon = doctor.Tool("charon", "charon-systemd", others=("charon-systemd",))
+    assert doctor.find_tool(charon) is None
+    tool(tmp_path, "charon-systemd")
+    assert doctor.find_tool(charon) == str(tmp_path / "charon-systemd")
+    tool(tmp_path, "charon")
+    assert doctor.find_tool(charon) == str(tmp_path / "charon")
 
 
 def test_a_missing_optional_tool_stops_nothing(
@@ -237,6 +258,20 @@ def test_what_the_host_lacks_the_guest_has_and_its_rows_with_it(
     assert "WG-01" in runs["wireguard"].guest
     assert runs["vxlan"].host == runs["vxlan"].guest
     assert "WG-01" not in runs["vxlan"].guest
+
+
+def test_a_row_that_needs_a_feature_itself_is_counted_where_that_is(
+    machine: dict[str, dict[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needing = {row.id for row in load_catalogue().values() if row.needs == "netem" and row.id in implemented()}
+    assert needing, "there is such a row"
+    machine["netem"] = {"ok": False, "detail": "Specified qdisc kind is unknown."}
+    there = outlook(monkeypatch, Kernel(Path("/k"), "7.3", "built"))
+    vxlan = checked(doctor.diagnose(), there)["vxlan"]
+    assert set(vxlan.guest) - set(vxlan.host) == needing
+    machine["netem"] = {"ok": True, "detail": ""}
+    vxlan = checked(doctor.diagnose(), there)["vxlan"]
+    assert vxlan.guest == vxlan.host
 
 
 def test_a_guest_that_lacks_something_is_told_so(
