@@ -6,10 +6,11 @@ Nothing is built or booted for it: a guest that is not there yet is told as what
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
-from testbed.checks import Row, implemented, load_catalogue
+from testbed.checks import KERNEL_NEEDS, Row, implemented, load_catalogue
+from testbed.collecting import IPV6_NEEDED
 from testbed.doctor import Diagnosis
 from testbed.errors import LabError
 from testbed.flannelspec import BACKENDS
@@ -89,9 +90,13 @@ class RunRows:
     guest: tuple[str, ...]
 
 
-def _row_features(row: Row) -> tuple[str, ...]:
-    found = getattr(row, "features", ())
-    return tuple(found)
+def _runs(row: Row, run: str, features: Set[str]) -> bool:
+    """Whether that run, with its usual options, can check a row on a kernel with these features."""
+    if run not in row.backends:
+        return False
+    if not row.reason:
+        return True
+    return (row.needs in KERNEL_NEEDS and row.needs in features) or (row.needs == IPV6_NEEDED and BACKENDS[run].dual)
 
 
 def rows(found: Diagnosis, there: Guest) -> tuple[RunRows, ...]:
@@ -108,7 +113,7 @@ def rows(found: Diagnosis, there: Guest) -> tuple[RunRows, ...]:
         run for finding in found.findings if finding.kind == "tool" and not finding.ok for run in finding.needed_by
     }
     written = implemented()
-    catalogue = [row for row in load_catalogue().values() if row.id in written and not row.reason and LAB in row.lab]
+    catalogue = [row for row in load_catalogue().values() if row.id in written and LAB in row.lab]
     needs: Mapping[str, set[str]] = {
         run: {feature.name for feature in table if run in feature.needed_by} for run in BACKENDS
     }
@@ -119,6 +124,6 @@ def rows(found: Diagnosis, there: Guest) -> tuple[RunRows, ...]:
             backend_works = backend_works and not found.reasons[run]
         if not backend_works or not BACKENDS[run].implemented:
             return ()
-        return tuple(row.id for row in catalogue if run in row.backends and has[where].issuperset(_row_features(row)))
+        return tuple(row.id for row in catalogue if _runs(row, run, has[where]))
 
     return tuple(RunRows(run, can(run, "host"), can(run, "guest")) for run in BACKENDS)
