@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
-from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,7 +21,7 @@ from testbed.clab.program import find_containerlab
 from testbed.engine.find import Engine, find_engine
 from testbed.errors import LabBusyError, LabError
 from testbed.images import store
-from testbed.labs import Progress, Quiet, interpreter, state
+from testbed.labs import Progress, Quiet, inside, interpreter, state
 from testbed.labs.faults import LinkFaults, fault, require_features
 from testbed.labs.netns import NetnsNode
 from testbed.labs.plan import node_plan, wiring_faults
@@ -236,14 +235,14 @@ def container_name(spec: LabSpec, node: str) -> str:
 
 def _wire(lab: ClabLab) -> None:
     """Give every machine its addresses, settings and files, and compare what came out with the model."""
-    program = resources.files("testbed.labs").joinpath("box.py").read_text()
+    program = inside.program(*inside.WIRE)
 
     def wire(name: str) -> dict[str, Any]:
         plan = node_plan(lab.spec, lab.spec.node(name))
         plan["files"] = {path: text for path, text in plan["files"].items() if not path.startswith("/etc/frr/")}
         # Docker switches IPv6 off where a container has no network of its own.
         plan["sysctls"] = {f"net/ipv6/conf/{which}/disable_ipv6": "0" for which in ("all", "default")} | plan["sysctls"]
-        argv = [interpreter(), "-I", "-S", "-c", program, "wire"]
+        argv = [interpreter(), "-I", "-S", "-c", program]
         answer: dict[str, Any] = json.loads(lab.node(name).run(argv, stdin=json.dumps(plan)).stdout)
         if "error" in answer:
             raise LabError(f"{name} cannot be wired: {answer['error']}")

@@ -11,13 +11,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, Self
 
 from testbed.errors import CommandError, LabBusyError, LabError
-from testbed.labs import Progress, Quiet, interpreter, residents, state
+from testbed.labs import Progress, Quiet, inside, interpreter, residents, state
 from testbed.labs.base import TIMED_OUT, Result
 from testbed.labs.faults import LinkFaults, fault, require_features
 from testbed.labs.plan import ROOT_BECOMES, VRF_EXEC, box_plan, wiring_faults
@@ -357,14 +356,14 @@ def bring_up(spec: LabSpec, *, progress: Progress | None = None) -> NetnsLab:
 def _make_box(spec: LabSpec) -> tuple[NetnsLab, dict[str, Any]]:
     """Start the box, hand it the plan, and wait for both of its answers."""
     plan = json.dumps(box_plan(spec, frr_folder=frr_folder(), root_becomes=root_becomes())).encode()
-    inside, lifeline = os.pipe()
+    own, lifeline = os.pipe()
     # In memory: the checkout may lie where the lab's id cannot read it.
     program = os.memfd_create("box")
-    os.write(program, resources.files("testbed.labs").joinpath("box.py").read_bytes())
+    os.write(program, inside.program(*inside.BOX).encode())
     try:
         process = subprocess.Popen(
-            [interpreter(), "-I", "-S", f"/proc/self/fd/{program}", str(inside), f"testbed-lab={spec.id}"],
-            pass_fds=[inside, program],
+            [interpreter(), "-I", "-S", f"/proc/self/fd/{program}", str(own), f"testbed-lab={spec.id}"],
+            pass_fds=[own, program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -375,7 +374,7 @@ def _make_box(spec: LabSpec) -> tuple[NetnsLab, dict[str, Any]]:
         os.close(lifeline)
         raise LabError(f"cannot start the lab: {error.strerror}") from error
     finally:
-        os.close(inside)
+        os.close(own)
         os.close(program)
     try:
         assert process.stdin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -89,7 +90,7 @@ def test_another_process_finds_the_lab_and_enters_it(flat: LabSpec, make_lab: Ma
 MISWIRINGS: dict[str, tuple[str, str, str]] = {
     "MTU": ("links", "mtu 1500", "mtu 1400"),
     "MAC": ("links", "address 02:", "address 06:"),
-    "address": ("batch", "addr add 10.0.0.12/24", "addr add 10.0.0.77/24"),
+    "address": ("batch", "addr replace 10.0.0.12/24", "addr replace 10.0.0.77/24"),
     "down": ("batch", "link set eth0 up", "link set eth0 down"),
     "bridge": ("batch", "link set node1 master br0", "link set node1 nomaster"),
 }
@@ -102,6 +103,7 @@ def test_wrong_wiring_is_the_labs_error(kind: str, flat: LabSpec, monkeypatch: p
 
     def wrong_plan(lab: LabSpec, **rest: Any) -> dict[str, Any]:
         made = right_plan(lab, **rest)
+        assert right in json.dumps(made), "this would change nothing"
         if where == "links":
             made["links"] = made["links"].replace(right, wrong, 1)
         else:

@@ -1,0 +1,34 @@
+"""What runs inside a lab while it is made: a program of several modules, made into one text.
+
+They are handed to a bare interpreter (`python -I -S`) that sees nothing of the checkout, so they import the standard
+library and each other, no more.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+
+BOX = ("root", "node", "box")
+"""The modules of the program that makes a lab's namespaces and holds them."""
+
+WIRE = ("root", "node")
+"""The modules of the program that wires one machine that somebody else made."""
+
+_LOAD = """\
+import sys, types
+
+def load(name, text):
+    module = sys.modules[name] = types.ModuleType(name)
+    exec(compile(text, name, "exec"), module.__dict__)
+    return module
+
+"""
+
+
+@cache
+def program(*modules: str) -> str:
+    """One text of these modules, each after those that it imports, that calls the last one's main()."""
+    folder = resources.files(__name__)
+    loads = [f"load({f'{__name__}.{name}'!r}, {folder.joinpath(f'{name}.py').read_text()!r})" for name in modules]
+    return _LOAD + "\n".join(loads) + ".main()\n"
