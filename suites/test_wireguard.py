@@ -58,6 +58,9 @@ def test_one_peer_a_node_with_its_subnet_alone(paths: Paths, cluster: Cluster, f
 
     facts.eventually(look)
     _, peers = read_wireguard(path.source_node, str(cluster.flannel.tunnel_device))
+    keys = cluster.flannel.backend_keys
+    shared = (keys.get("PSK") or "", int(keys.get("PersistentKeepaliveInterval") or 0))
+    assert all((peer.psk, peer.keepalive) == shared for peer in peers), f"PSK and keepalive: {peers}"
     away = str(cluster.pod_cidr(path.target_node.name))
     ages = [peer.handshake_age for peer in peers if peer.allowed == (away,)]
     assert len(ages) == 1, f"{len(ages)} peers have {away}"

@@ -226,13 +226,16 @@ def test_a_wireguard_device_and_its_peers() -> None:
     text = (
         "secret=\tpublic=\t51820\toff\n"
         "peer2=\t(none)\t192.168.50.2:51820\t10.244.2.0/24\t1000\t12\t34\toff\n"
-        "peer3=\t(none)\t(none)\t(none)\t0\t0\t0\t25\n"
+        "peer3=\tshared=\t(none)\t(none)\t0\t0\t0\t25\n"
     )
     device, (two, three) = parse_dump(text, "node", 1060.0)
     assert (device.public_key, device.port) == ("public=", 51820)
     assert (two.key, two.endpoint, two.allowed) == ("peer2=", "192.168.50.2:51820", ("10.244.2.0/24",))
     assert two.handshake_age == 60.0
     assert (three.endpoint, three.allowed, three.handshake_age) == ("", (), None)
+    assert (two.psk, two.keepalive) == ("", 0)
+    assert (three.psk, three.keepalive) == ("shared=", 25)
+    assert "shared" not in repr(three)
     assert "secret" not in repr(device)
     for broken in ("", "a\tb\tc\n", text.replace("1000", "soon")):
         with pytest.raises(LabError):
