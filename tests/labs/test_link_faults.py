@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from testbed import cli
 from testbed.deadline import Deadline
 from testbed.doctor import probe_features
 from testbed.errors import InputError, LabError
@@ -57,6 +59,13 @@ def remembered(lab: NetnsLab) -> object:
     record = state.read_record(lab.spec.id)
     assert record
     return record.facts["faults"]
+
+
+def shown(*words: str) -> str:
+    """What a command prints."""
+    done = CliRunner().invoke(cli.cli, words)
+    assert done.exit_code == 0, done.output
+    return done.output
 
 
 def answered(lab: NetnsLab, source: str, target: str, *, count: int = SENT, interval: str = "0.002") -> int:
@@ -150,7 +159,13 @@ def test_what_is_no_link_or_no_fault_is_refused_before_anything_is_done(fabric: 
 def test_later_commands_know_of_it(fabric: NetnsLab) -> None:
     with fabric.fault("worker2-leaf2", down=True):
         assert remembered(fabric) == {"worker2-leaf2": "down"}
+        said = shown("status", "--name", fabric.spec.id)
+        assert "fault: worker2-leaf2: down\n" in said
+        (told,) = json.loads(shown("status", "--name", fabric.spec.id, "--json"))["labs"]
+        assert told["faults"] == {"worker2-leaf2": "down"}
+        assert ">down</text>" in shown("graph", "--name", fabric.spec.id)
     assert remembered(fabric) == {}
+    assert "fault: " not in shown("status", "--name", fabric.spec.id)
 
 
 def test_a_kernel_without_netem_says_so_and_names_the_one_that_has_it(fabric: NetnsLab, tmp_path: Path) -> None:
