@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from flannel.cni import plugin
 from tests.flannel.cnilab import GOLDEN, PLUGIN, Runtime
 
 
@@ -200,3 +201,21 @@ def test_it_imports_next_to_nothing(runtime: Runtime) -> None:
 
     ours = {"flannel", "flannel.cni", "flannel.cni.basics", "flannel.cni.delegate", "__future__", "_json", "_socket"}
     assert imported(str(PLUGIN)) - imported("-c", "import os") <= ours
+
+
+def test_what_nobody_foresaw_is_an_error_of_cni_s_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(conf: dict[str, Any]) -> None:
+        raise ZeroDivisionError("geheim")
+
+    monkeypatch.setitem(plugin.COMMANDS, "STATUS", broken)
+    monkeypatch.setattr(plugin, "read_all", lambda fd: b'{"cniVersion":"1.1.0","name":"x","type":"flannel"}')
+    monkeypatch.setenv("CNI_COMMAND", "STATUS")
+    monkeypatch.setenv("CNI_PATH", "/none")
+    assert plugin.main() == 1
+    out, err = capfd.readouterr()
+    error = json.loads(out)
+    assert (error["code"], err) == (999, "")
+    assert "STATUS failed: unexpected ZeroDivisionError at test_commands.py:" in error["msg"]
+    assert "geheim" not in out
