@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 
 from testbed import checks
 from testbed.doctor import probe_features
+from testbed.report.parts import DEFER, DEFERRED, ONLY, SHARE, PartWriter
 from testbed.runstate import RUN, Run
 
 NOT_WRITTEN = "is not written yet"
@@ -74,8 +77,8 @@ def kernel_has(feature: str) -> bool:
     return bool(probe_features().get(feature, {}).get("ok"))
 
 
-def skip_reason(item: pytest.Item) -> str:
-    """Why a check cannot run here; "" where it can."""
+def skip_reason(item: pytest.Item, *, any_kernel: bool = False) -> str:
+    """Why a check cannot run here, or with `any_kernel` whatever the kernel is; "" where it can."""
     if item.get_closest_marker("check") is None:
         return ""
     row = row_of(item)
@@ -86,12 +89,38 @@ def skip_reason(item: pytest.Item) -> str:
         (row.needs == STORE_NEEDED and run.options.store == "kubernetes")
         or (row.needs == IPV6_NEEDED and run.flannel.network6 is not None)
     )
-    given = given or (row.needs in checks.KERNEL_NEEDS and kernel_has(row.needs))
+    given = given or (row.needs in checks.KERNEL_NEEDS and (any_kernel or kernel_has(row.needs)))
     if row.reason and not given:
         return row.reason
     callspec = getattr(item, "callspec", None)
     spec = callspec.params.get("path") if callspec else None
     return spec.reason if isinstance(spec, checks.PathSpec) else ""
+
+
+def left_to_others(config: pytest.Config, items: list[pytest.Item]) -> list[pytest.Item]:
+    """The checks that another pass of the same run is for; see `testbed.report.parts`."""
+    others: list[pytest.Item] = []
+    if features := set(filter(None, os.environ.get(DEFER, "").split(","))):
+        deferred = [
+            item for item in items if needed_feature(item) in features and not skip_reason(item, any_kernel=True)
+        ]
+        part = PartWriter.of_environment()
+        if part is not None and worker_id(config) in ("", "gw0"):
+            (part.folder / DEFERRED).write_text(json.dumps([item.name for item in deferred]))
+        others += deferred
+    if only := os.environ.get(ONLY):
+        wanted = set(json.loads(Path(only).read_text()))
+        others += [item for item in items if item.name not in wanted]
+    if share := os.environ.get(SHARE):
+        number, _, count = share.partition("/")
+        others += [item for position, item in enumerate(items) if position % int(count) != int(number)]
+    return others
+
+
+def needed_feature(item: pytest.Item) -> str:
+    """The kernel feature that a check needs of its own; "" for none."""
+    needs = row_of(item).needs if item.get_closest_marker("check") else ""
+    return needs if needs in checks.KERNEL_NEEDS else ""
 
 
 def select(session: pytest.Session, config: pytest.Config, items: list[pytest.Item], run: Run) -> None:
@@ -125,6 +154,8 @@ def select(session: pytest.Session, config: pytest.Config, items: list[pytest.It
         ]
     order = {row: position for position, row in enumerate(checks.load_catalogue())}
     kept.sort(key=lambda item: order[row_of(item).id] if item.get_closest_marker("check") else -1)
+    others = set(left_to_others(config, kept))
+    kept = [item for item in kept if item not in others]
     if dropped:
         config.hook.pytest_deselected(items=dropped)
     items[:] = kept

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
-from testbed import checks, collecting
+from testbed import collecting
 from testbed.errors import Exit, Fault, InputError, TestbedError
 from testbed.fixtures import captures, cluster, facts, path, paths, window
 from testbed.fixtures6 import facts6
@@ -32,7 +33,8 @@ from testbed.options import (
     one_of,
     raise_faults,
 )
-from testbed.report.expected import deviations, load_expected
+from testbed.report.conclude import Ending, conclude
+from testbed.report.parts import PartWriter
 from testbed.report.record import RunRecord, Verdict
 from testbed.report.terminal import Screen
 from testbed.report.write import ReportFolder, save_artefacts
@@ -145,7 +147,10 @@ def _refuse(config: pytest.Config, error: TestbedError) -> NoReturn:
 
 
 def _open_report(config: pytest.Config, run: Run) -> None:
-    if not config.getoption("collectonly"):
+    run.part = PartWriter.of_environment()
+    if run.part is not None:
+        run.staging = run.part.folder
+    elif not config.getoption("collectonly"):
         run.report = ReportFolder(run.options.reports)
         run.staging = run.report.staging
     options = run.options
@@ -269,37 +274,19 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     if exitstatus == pytest.ExitCode.INTERNAL_ERROR or _collection_failed(session, record):
         record.broken = "the test runner itself failed; see above"
-    expected = None
-    try:
-        expected = load_expected(run.options.backend, _selection(run)) if _comparable(run) else None
-        if expected and expected.topology != record.facts["topology"]:
-            expected = None
-        # Where a run was stopped, as by a lab that did not come up, its end says why there are fewer.
-        if expected and not (record.interrupted or session.shouldfail or session.shouldstop):
-            record.problems = deviations(record, expected)
-        code = record.finish(strict=os.environ.get("CI", "").lower() in ("1", "true"))
-        place = _settle_report(run, record, code)
-    except TestbedError as error:
-        run.screen.close_bar()
-        run.screen.say(f"error: {error}", "bold red")
-        code, place = int(error.exit_code), ""
-    run.screen.summary(
-        record, expected, list(dict.fromkeys(row.group for row in checks.load_catalogue().values())), place
+    ending = Ending(
+        backend=run.options.backend,
+        selection=_selection(run),
+        comparable=_comparable(run),
+        stopped=bool(session.shouldfail or session.shouldstop),
+        refused=run.refused,
     )
-    if code == Exit.NOTHING_RAN and not record.outcomes:
-        run.screen.say("nothing ran: no check is selected; `testbed checks` lists them", "yellow")
-    session.exitstatus = code
-
-
-def _settle_report(run: Run, record: RunRecord, code: int) -> str:
-    """Put the report in its place and return where; nothing is replaced by a run that did nothing."""
-    if run.report is None:
-        return ""
-    empty = code == Exit.NOTHING_RAN and not record.outcomes
-    if run.refused or (empty and run.report.folder.exists()):
-        run.report.discard()
-        return ""
-    return str(run.report.write(record))
+    if run.part is not None:
+        run.screen.close_bar()
+        run.part.end(record, ending=asdict(ending))
+        session.exitstatus = record.finish(strict=False)
+    else:
+        session.exitstatus = conclude(record, ending, run.screen, run.report)
 
 
 def _collection_failed(session: pytest.Session, record: RunRecord) -> bool:

@@ -57,6 +57,8 @@ class CheckReporter(pytest.TerminalReporter):  # type: ignore[misc]  # there is 
             return
         outcome = Outcome.from_message(message)
         record.add(outcome)
+        if self.run.part is not None:
+            self.run.part.add(outcome)
         screen.outcome(outcome, len(record.outcomes), self.run.total)
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
@@ -85,3 +87,8 @@ class CheckReporter(pytest.TerminalReporter):  # type: ignore[misc]  # there is 
 
     def short_test_summary(self) -> None:
         """The table says it."""
+
+    def summary_stats(self) -> None:
+        """Of a part nobody wants to know how long it took."""
+        if self.run.part is None:
+            super().summary_stats()

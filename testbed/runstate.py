@@ -11,6 +11,7 @@ import pytest
 from testbed.flannelspec import FlannelSpec
 from testbed.model import LabSpec
 from testbed.options import RunOptions
+from testbed.report.parts import PartWriter
 from testbed.report.record import RunRecord
 from testbed.report.terminal import Screen
 from testbed.report.write import ReportFolder
@@ -33,6 +34,7 @@ class Run:
     total: int = 0
     whole: bool = False  # the selection is the one that expected counts are committed for
     cluster: Cluster | None = None
+    part: PartWriter | None = None  # where the outcomes go of a run that is a part of another
     refused: bool = False  # the lab's name was in use; the report that is there belongs to whoever uses it
 
 

@@ -10,8 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from testbed.data import folder
 from testbed.doctor import require_tools, search_path
 from testbed.errors import Exit, Fault, InputError, worst
 from testbed.flannelspec import BACKENDS, normalise
+from testbed.interrupts import handling, has_terminal
 
 if TYPE_CHECKING:
     import pytest
@@ -119,14 +119,30 @@ class Outcome:
         return ended
 
 
-def in_this_process(name: str, options: Sequence[str]) -> int:
-    """Run pytest on the suites, here or in a guest kernel; return the run's exit code."""
-    from testbed.guest import runs
+ONLY_TELLING = {"--collect-only", "--co", "--markers", "--fixtures", "--fixtures-per-test", "--version", "-V"}
+"""Options of pytest's by which no check is run, so that no lab and no other kernel is needed."""
 
+
+def in_this_process(name: str, options: Sequence[str]) -> int:
+    """Run a backend's checks, here or in a guest kernel; return the run's exit code."""
+    from testbed.guest import passes, runs
+
+    if os.environ.get(runs.IN_GUEST):
+        return pytest_here(name, options)
+    if ONLY_TELLING & set(options):
+        runs.checked_kernel(options)
+        return pytest_here(name, runs.without("--kernel", options))
     if runs.choose(name, options) == "guest":
-        return runs.in_guest(name, options)
-    if not os.environ.get(runs.IN_GUEST):
-        options = runs.without("--kernel", options)
+        if part := os.environ.get(runs.VARIABLE):  # one of several guests
+            return runs.in_guest(name, options, runs.kernel_for(name, options), Path(part))
+        return passes.in_guests(name, options)
+    if lacking := runs.deferrable(name, options):
+        return passes.on_both(name, options, lacking, lambda options: pytest_here(name, options))
+    return pytest_here(name, runs.without("--kernel", options))
+
+
+def pytest_here(name: str, options: Sequence[str]) -> int:
+    """Run pytest on the suites in this process; return the run's exit code."""
     import pytest
 
     os.environ["PATH"] = search_path()
@@ -168,26 +184,6 @@ def in_a_process(name: str, options: Sequence[str]) -> int:
     if interrupts or code in (Exit.INTERRUPTED, -signal.SIGINT):
         raise KeyboardInterrupt
     return code if code >= 0 else int(Exit.LAB)
-
-
-def has_terminal() -> bool:
-    """Whether this process has a controlling terminal."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True
-
-
-@contextmanager
-def handling(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Iterator[None]:
-    """Signals are handled by `handler` inside, and as before after it."""
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 class _OptionList:

@@ -9,16 +9,18 @@ from pathlib import Path
 
 import click
 
+from testbed.checks import KERNEL_NEEDS, load_catalogue
 from testbed.console import Ticks
 from testbed.doctor import diagnose, search_path
 from testbed.errors import Exit, InputError
 from testbed.flannelspec import BACKENDS
 from testbed.guest.build import Kernel
-from testbed.guest.kernels import obtain_kernel
+from testbed.guest.kernels import obtain_kernel, ready_kernel
 from testbed.guest.run import run as run_in_guest
 from testbed.options import IN_GUEST, KERNELS
+from testbed.report.parts import VARIABLE
 
-__all__ = ["IN_GUEST", "choose", "in_guest", "lacking", "value_of", "without"]
+__all__ = ["IN_GUEST", "VARIABLE", "choose", "in_guest", "lacking", "value_of", "without"]
 
 
 def value_of(option: str, options: Sequence[str]) -> str | None:
@@ -75,14 +77,20 @@ def lacking(run: str, features: Sequence[str] = ()) -> tuple[str, ...]:
     )
 
 
+def checked_kernel(options: Sequence[str]) -> str:
+    """The kernel that is asked for. Raises InputError for one that is none."""
+    wanted = value_of("--kernel", options) or "auto"
+    if wanted not in KERNELS:
+        raise InputError(f"{wanted!r} is no kernel", where="--kernel", hint=f"one of {', '.join(KERNELS)}")
+    return wanted
+
+
 def choose(run: str, options: Sequence[str]) -> str:
     """The kernel that a run's lab is on, "host" or "guest", by what was asked for and what this machine lacks.
 
     Raises InputError where a kernel is asked for that there is not.
     """
-    wanted = value_of("--kernel", options) or "auto"
-    if wanted not in KERNELS:
-        raise InputError(f"{wanted!r} is no kernel", where="--kernel", hint=f"one of {', '.join(KERNELS)}")
+    wanted = checked_kernel(options)
     if os.environ.get(IN_GUEST):
         return "host"  # this is the guest
     if wanted != "auto" or (value_of("--lab", options) or "netns") != "netns":
@@ -110,27 +118,43 @@ def environment(kernel: Kernel) -> dict[str, str]:
     return {**SLOWER.get(kernel.way, {}), **os.environ, **own}
 
 
-def in_guest(run: str, options: Sequence[str]) -> int:
-    """Run a backend's checks in a guest; returns the run's exit code.
-
-    Raises InputError where an option makes no sense there, LabError where there is no guest or it dies.
-    """
+def refuse_what_guests_cannot(options: Sequence[str]) -> None:
+    """Raise InputError for an option that makes no sense in a guest."""
     if "--keep" in options:
         raise InputError("a lab ends with its guest, so it cannot be kept", where="--keep", hint="--kernel host")
-    reports = Path(value_of("--reports", options) or Path("reports") / run).absolute()
-    try:
-        reports.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"no report can be written there: {error.strerror}", where=str(reports)) from error
+
+
+def kernel_for(run: str, options: Sequence[str]) -> Kernel:
+    """The guest kernel for a run, built now where it has to be. Raises LabError where there is no way to one."""
     kernel = obtain_kernel(Ticks(), needs=needs(run, options))
     if kernel.lacks:
         click.echo(f"the guest kernel {kernel.version} has no {', '.join(kernel.lacks)}", err=True)
+    return kernel
+
+
+def in_guest(run: str, options: Sequence[str], kernel: Kernel, part: Path) -> int:
+    """Run a backend's checks in a guest, which writes that part of the report; returns pytest's exit code.
+
+    Raises LabError where the guest cannot be started or dies.
+    """
     inner = [*without("--kernel", options), "--kernel", "guest"]
     code = run_in_guest(
         [sys.executable, "-m", "testbed", "run", run, "--", *inner],
         kernel=kernel.path,
-        writable=[reports.parent],
+        writable=[part],
         readable=[path for word in options if (path := Path(word.rpartition("=")[2])).exists()],
-        env=environment(kernel),
+        env={**environment(kernel), VARIABLE: str(part)},
     )
     return code if code < 128 or code == Exit.INTERRUPTED else int(Exit.LAB)
+
+
+def deferrable(run: str, options: Sequence[str]) -> tuple[str, ...]:
+    """The features that checks of a run need of their own and this machine's kernel lacks.
+
+    None where all of the run is to be on this kernel, or no guest kernel is there: for a few checks none is built.
+    """
+    if (value_of("--kernel", options) or "auto") != "auto" or (value_of("--lab", options) or "netns") != "netns":
+        return ()
+    wanted = {row.needs for row in load_catalogue().values() if run in row.backends and row.needs in KERNEL_NEEDS}
+    missing = lacking("", sorted(wanted)) if wanted else ()
+    return missing if missing and ready_kernel() is not None else ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 from testbed.deadline import Deadline
 from testbed.errors import InputError, LabError
 from testbed.report.junit import to_junit
+from testbed.report.parts import Part
 from testbed.report.record import RunRecord
 
 LOCK_SECONDS = 30.0
@@ -68,20 +70,40 @@ class ReportFolder:
         try:
             _refuse_what_is_no_report(self.folder)
             self.folder.parent.mkdir(parents=True, exist_ok=True)
-            self._sweep()
-            prefix = f".{self.folder.name}.{os.getpid()}."
-            self.staging = Path(tempfile.mkdtemp(prefix=prefix, dir=self.folder.parent))
-            self.staging.chmod(0o755)
+            with self._locked():
+                self._sweep()
+                self.staging = Path(tempfile.mkdtemp(prefix=self._prefix, dir=self.folder.parent))
+                self.staging.chmod(0o755)
+                self._held = os.open(self.staging, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                fcntl.flock(self._held, fcntl.LOCK_EX)
         except OSError as error:
             raise _said(error, self.folder) from error
 
     def _sweep(self) -> None:
-        """Remove what runs left behind that were killed."""
-        mine = re.compile(re.escape(f".{self.folder.name}.") + r"(\d+)\..+")
-        for path in self.folder.parent.iterdir():
-            found = mine.fullmatch(path.name)
-            if found and not Path(f"/proc/{found[1]}").exists():
+        """Remove what runs left behind that were killed.
+
+        A run that goes on holds a lock on its folder.  Its pid would not do: another machine, container or guest that
+        writes to this place has pids of its own.
+        """
+        for path in self.folder.parent.glob(f"{glob.escape(self._prefix)}*"):
+            with suppress(OSError):
+                with _open_folder(path) as descriptor:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(path, ignore_errors=True)
+
+    @property
+    def _prefix(self) -> str:
+        """How the names of this report's folders begin while they grow."""
+        return f".{self.folder.name}.growing-"
+
+    def part(self, number: int) -> Part:
+        """A new folder in the growing report for one part of it."""
+        folder = self.staging / f"part-{number}"
+        try:
+            folder.mkdir()
+        except OSError as error:
+            raise _said(error, self.folder) from error
+        return Part(folder)
 
     def write(self, record: RunRecord) -> Path:
         """Write everything and put it in its place; returns the folder. Raises LabError, and leaves nothing then."""
@@ -93,6 +115,7 @@ class ReportFolder:
         except OSError as error:
             self.discard()
             raise _said(error, self.folder) from error
+        self._release()
         return self.folder
 
     def _replace(self) -> None:
@@ -119,6 +142,22 @@ class ReportFolder:
     def discard(self) -> None:
         """Give the report up."""
         shutil.rmtree(self.staging, ignore_errors=True)
+        self._release()
+
+    def _release(self) -> None:
+        """Let go of the lock on the folder."""
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1
+
+
+@contextmanager
+def _open_folder(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _write(path: Path, text: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
 import sys
 import xml.etree.ElementTree as Xml
@@ -172,15 +171,36 @@ def test_a_report_replaces_the_earlier_one_whole(tmp_path: Path) -> None:
     assert [path.name for path in place.parent.iterdir() if path.is_dir()] == ["vxlan"]
 
 
-def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    left, alive = tmp_path / f".vxlan.{dead.pid}.abc", tmp_path / f".vxlan.{os.getppid()}.abc"
-    left.mkdir()
-    alive.mkdir()
-    ReportFolder(tmp_path / "vxlan").discard()
-    assert not left.exists()
-    assert alive.exists()
+GROWS = """
+import sys, time
+from pathlib import Path
+from testbed.report.write import ReportFolder
+print(ReportFolder(Path(sys.argv[1])).staging, flush=True)
+time.sleep(600)
+"""
+
+
+def grow(folder: Path) -> tuple[subprocess.Popen[str], Path]:
+    """A process whose report grows, and the folder in which it does."""
+    process = subprocess.Popen([sys.executable, "-c", GROWS, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    return process, Path(process.stdout.readline().strip())
+
+
+def test_what_a_killed_run_left_is_swept_and_what_another_writes_is_not(tmp_path: Path) -> None:
+    """Whoever writes may have any pid, also one of another machine, container or guest."""
+    killed, left = grow(tmp_path / "vxlan")
+    killed.kill()
+    killed.wait()
+    assert left.is_dir()
+    alive, growing = grow(tmp_path / "vxlan")
+    try:
+        assert not left.exists()
+        ReportFolder(tmp_path / "vxlan").discard()
+        assert growing.is_dir()
+    finally:
+        alive.kill()
+        alive.wait()
 
 
 FULL = """
