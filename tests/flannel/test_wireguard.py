@@ -341,19 +341,26 @@ def test_the_kernel_holds_what_upstream_leaves(node: Node) -> None:
         "ip link set flannel-wg mtu 1300",
         "ip addr del 10.244.1.0/32 dev flannel-wg",
         "ip route del 10.244.0.0/16",
+        # The kernel tells nothing of peers and ports, but with the device they are looked at, too.
+        "wg show flannel-wg peers | xargs -n 1 wg set flannel-wg listen-port 4711 peer; ip link set flannel-wg down",
+        "wg show flannel-wg peers | xargs -I % wg set flannel-wg peer % remove; ip link set flannel-wg down",
+        "wg genkey > /run/other && wg set flannel-wg private-key /run/other && ip link set flannel-wg down",
     ],
 )
 def test_damage_heals(node: Node, damage: str) -> None:
     daemon = node.start(backend=WIREGUARD)
     daemon.list(told(2), told(3))
     until(lambda: shown_peers(node) == wanted_peers(2, 3), "the peers", HEALS_WITHIN)
-    node.run(*damage.split())
+    own = ["wg", "show", "flannel-wg", "dump"]
+    key = node.run(*own).splitlines()[0]
+    node.run("sh", "-c", damage)
 
     def whole() -> bool:
         shown = node.ip("-d addr show dev flannel-wg", check=False)
         device = "mtu 1420" in shown and ",UP" in shown and "10.244.1.0/32" in shown
         route = node.routes() == ["10.244.0.0/16 dev flannel-wg scope link"]
-        return device and route and shown_peers(node) == wanted_peers(2, 3)
+        same = node.run(*own, check=False).splitlines()[:1] == [key]
+        return device and route and same and shown_peers(node) == wanted_peers(2, 3)
 
     until(whole, f"everything back after `{damage}`\n{daemon.log}", HEALS_WITHIN)
 
