@@ -74,11 +74,20 @@ def other_backend(cluster: Cluster, etcd: Etcd, node: str, backend: Mapping[str,
             raise ProductError(f"no lease with backend {backend['Type']}\n{cluster.flanneld_log(node)}", where=node)
         yield
     finally:
-        if cluster.flanneld_pid(node) is not None:
-            cluster.stop_flanneld(node)
+        _end(cluster, node)
         cluster.start_flanneld(node)
         for key in etcd.under(f"{OTHER_PREFIX}/"):
             etcd.delete(key)
+
+
+def _end(cluster: Cluster, node: str) -> None:
+    """End the node's flanneld, whatever state it is in."""
+    if cluster.flanneld_pid(node) is None:
+        return
+    try:
+        cluster.stop_flanneld(node)
+    except ProductError:
+        cluster.stop_flanneld(node, "KILL")
 
 
 def _lease(address: IPv4Address, kind: str, data: Mapping[str, Any]) -> dict[str, Any]:
