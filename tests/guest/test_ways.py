@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,17 +20,17 @@ FINDERS = {"packaged": find_packaged, "qemu": find_qemu}
 
 
 @pytest.fixture(params=list(FINDERS))
-def guest(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[test_run.Guest]:
+def guest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[test_run.Guest]:
     found: Kernel | None = FINDERS[request.param]()
     if found is None:
         pytest.skip(f"it was not fetched: `testbed kernel run --way {request.param} -- true` does so")
     monkeypatch.setattr(test_run, "SECONDS", 300)
-    for folder in (tmp_path, *tmp_path.parents[:3]):  # pytest's own are closed; root's guest is somebody else
-        if folder.stat().st_uid == os.getuid() and folder != Path("/tmp"):
-            folder.chmod(0o755)
-    guest = test_run.Guest(found, tmp_path)
-    yield guest
-    guest.end()
+    # Not below pytest's own folder, which every pytest closes to others again; root's guest is somebody else.
+    with tempfile.TemporaryDirectory(prefix="test-guest-") as name:
+        Path(name).chmod(0o755)
+        guest = test_run.Guest(found, Path(name))
+        yield guest
+        guest.end()
 
 
 def test_output_errors_files_and_the_exit_code_are_the_command_s(guest: test_run.Guest) -> None:
