@@ -17,7 +17,7 @@ from flannel.backends.base import BackendError
 from flannel.kernel import xfrm
 from flannel.kernel.netlink import Netlink
 from flannel.process import find
-from flannel.vici import Vici, ViciError
+from flannel.vici import Vici, ViciError, ViciRefused
 
 _NAMES = ("charon", "/usr/lib/strongswan/charon", "/usr/lib/ipsec/charon", "/usr/libexec/strongswan/charon",
           "/usr/libexec/ipsec/charon", "charon-systemd")  # fmt: skip
@@ -210,7 +210,10 @@ class Charon:
                 continue
             peer = connection["remote_addrs"][0]
             vici.ask("load-shared", {"type": "IKE", "data": self._psk, "owners": [peer]})
-            vici.ask("load-conn", {name: connection})
+            try:
+                vici.ask("load-conn", {name: connection})
+            except ViciRefused as error:  # the others are none the worse for it
+                log.error(f"ipsec: {name}: {error}")
             self._told[name] = connection
 
     # -- associations --------------------------------------------------------------------------------------------------

@@ -16,6 +16,10 @@ class ViciError(Exception):
     """charon cannot be asked, or refused; the text says why. It holds no secret."""
 
 
+class ViciRefused(ViciError):
+    """charon understood, and does not do it."""
+
+
 def encode(message: Mapping[str, Any]) -> bytes:
     """Pack a message."""
     parts = []
@@ -115,7 +119,7 @@ class Vici:
             raise ViciError(f"charon answered {command} with a packet of type {kind}")
         said = decode(body)
         if said.get("success", "yes") != "yes":
-            raise ViciError(f"charon refused {command}: {said.get('errmsg', 'it does not say why')}")
+            raise ViciRefused(f"charon refused {command}: {said.get('errmsg', 'it does not say why')}")
         return said
 
     def listen(self, event: str) -> None:

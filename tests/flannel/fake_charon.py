@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, os.environ["CHARON_LIBRARY"])
-from flannel.vici import decode
+from flannel.vici import decode, encode
 
 REQUEST, RESPONSE, REGISTER, UNREGISTER, CONFIRM = 0, 1, 3, 4, 5
 
@@ -32,4 +32,6 @@ while True:
             heard.write(json.dumps([name, decode(data[2 + data[1] :])]) + "\n")
             heard.flush()
         answer = bytes([RESPONSE if data[0] == REQUEST else CONFIRM])
+        if name == "load-conn" and b"10.244.9.0/24" in data:
+            answer += encode({"success": "no", "errmsg": "it is nine"})
         peer.sendall(len(answer).to_bytes(4, "big") + answer)

@@ -81,6 +81,17 @@ def test_keys_and_connections_follow_the_leases_and_a_charon_that_ends_is_replac
     assert PSK not in daemon.log
 
 
+def test_a_connection_that_is_refused_costs_no_other(node: Node) -> None:
+    daemon = start(node)
+    daemon.list(*(peer(number, kind="ipsec") for number in (2, 9, 3)))
+    daemon.said("charon refused load-conn: it is nine")
+    until(lambda: connections(node) >= wanted(2, 3), f"connections\n{daemon.log}")
+    daemon.tell(added=peer(4, kind="ipsec"))
+    until(lambda: connections(node) >= wanted(2, 3, 4), f"connections\n{daemon.log}", HEALS_WITHIN)
+    names = [name for what, said in heard(node) if what == "load-conn" for name in said]
+    assert sorted(names) == sorted(wanted(2, 3, 4, 9))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_charon_ends_with_flanneld_and_policies_stay(node: Node, number: signal.Signals) -> None:
     daemon = start(node)
