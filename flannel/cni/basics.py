@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from flannel.cni import system as os
 
 TYPE_CHECKING = False  # importing typing would cost more than all the rest
 if TYPE_CHECKING:

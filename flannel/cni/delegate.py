@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
+from flannel.cni import system as os
 from flannel.cni.basics import OTHER, CniError, decode, read_all, write_all
 
 TYPE_CHECKING = False  # importing typing would cost more than all the rest
@@ -54,8 +53,8 @@ def find_delegate(kind: Any) -> str:
         raise CniError(OTHER, f"invalid plugin name {kind!r}")
     folders = [folder for folder in os.environ["CNI_PATH"].split(":") if folder]
     for folder in folders:
-        path = os.path.join(folder, kind)
-        if os.path.isfile(path):
+        path = os.join(folder, kind)
+        if os.isfile(path):
             return path
     raise CniError(OTHER, f"failed to find plugin {kind!r} in path {folders}")
 
@@ -73,7 +72,7 @@ def become(kind: Any, data: bytes, command: str) -> NoReturn:
     try:
         path = find_delegate(kind)
         os.dup2(_stdin_of(data), 0)
-        os.execve(path, [path], os.environ)  # noqa: S606 - a shell is the last thing wanted here
+        os.execve(path, [path], os.environ)  # no shell: that is the last thing wanted here
     except (CniError, OSError) as error:
         raise CniError(OTHER, f"failed to delegate {command}: {error}") from None
 
@@ -110,10 +109,10 @@ def ask(kind: Any, data: bytes, **env: str) -> bytes:
 
 def save(folder: str, container: str, data: bytes) -> None:
     """Write a container's delegate configuration, whole or not at all. Raises CniError."""
-    path = os.path.join(folder, container)
-    aside = os.path.join(folder, f".{container}.tmp")  # no container's name begins with a dot
+    path = os.join(folder, container)
+    aside = os.join(folder, f".{container}.tmp")  # no container's name begins with a dot
     try:
-        os.makedirs(folder, 0o700, exist_ok=True)
+        os.makedirs(folder, 0o700)
         fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             write_all(fd, data)
@@ -128,7 +127,7 @@ def save(folder: str, container: str, data: bytes) -> None:
 
 def load(folder: str, container: str) -> bytes | None:
     """Return what `save` wrote, None if there is nothing. Raises CniError."""
-    path = os.path.join(folder, container)
+    path = os.join(folder, container)
     try:
         with open(path, "rb") as file:
             return file.read()

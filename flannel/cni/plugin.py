@@ -6,13 +6,15 @@ place (exec) wherever nothing is left to do after it. It runs as a script too, i
 
 from __future__ import annotations
 
-import os
 import sys
 
 if not __package__:
-    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+    from posixpath import abspath, dirname
+
+    sys.path.insert(0, dirname(dirname(dirname(abspath(__file__)))))
 
 from flannel import __version__
+from flannel.cni import system as os
 from flannel.cni.basics import (
     BAD_CONFIG,
     BAD_ENVIRONMENT,
@@ -71,12 +73,10 @@ def cmd_del(conf: dict[str, Any]) -> None:
         return  # never added, or deleted before
     saved = decode_saved(data)
     if saved is None:
-        sys.stderr.write(
-            f"flannel: {os.path.join(folder, container)} is no configuration; nothing can be deleted by it\n"
-        )
+        sys.stderr.write(f"flannel: {os.join(folder, container)} is no configuration; nothing can be deleted by it\n")
         return
     ask(saved.get("type"), data)
-    forget(os.path.join(folder, container))
+    forget(os.join(folder, container))
 
 
 def cmd_check(conf: dict[str, Any]) -> None:
@@ -88,7 +88,7 @@ def cmd_check(conf: dict[str, Any]) -> None:
     saved = decode_saved(data) if data is not None else None
     if saved is None:
         state = "is missing" if data is None else "is broken"
-        raise CniError(OTHER, f"{os.path.join(folder, container)}, what container {container} was added with, {state}")
+        raise CniError(OTHER, f"{os.join(folder, container)}, what container {container} was added with, {state}")
     saved["prevResult"] = with_gateways(conf["prevResult"])
     become(saved.get("type"), encode(saved), "check")
 
@@ -153,7 +153,7 @@ def _collect(network: str, folder: str, container: str) -> None:
         # The interface's name is not saved; eth0 is what Kubernetes gives to a pod's only one.
         gone = {"CNI_COMMAND": "DEL", "CNI_CONTAINERID": container, "CNI_IFNAME": "eth0", "CNI_NETNS": ""}
         ask(saved.get("type"), encode(saved), **gone)
-    forget(os.path.join(folder, container))
+    forget(os.join(folder, container))
 
 
 def _delegate_knows(delegate: dict[str, Any]) -> bool:
@@ -262,7 +262,7 @@ def _place_of(error: Exception) -> str:
     at = error.__traceback__
     while at is not None and at.tb_next is not None:
         at = at.tb_next
-    where = f" at {os.path.basename(at.tb_frame.f_code.co_filename)}:{at.tb_lineno}" if at else ""
+    where = f" at {at.tb_frame.f_code.co_filename.rpartition('/')[2]}:{at.tb_lineno}" if at else ""
     return type(error).__name__ + where
 
 
