@@ -18,6 +18,7 @@ from benchmarks import arena, figures
 from benchmarks.bench_kubernetes import kubernetes
 from benchmarks.figures import Figure
 from benchmarks.parts import PARTS, Bench
+from flannel import __version__
 
 _INSIDE = "FLANNEL_BENCH_INSIDE"
 _MODULE = "benchmarks.bench_flanneld"
@@ -121,7 +122,11 @@ def main() -> int:
         if one.note:
             print(f"{one.figure}: {one.note}")
     python = interpreter(given.python)
-    versions = {"python": figures.version_of([python, "-VV"]), "etcd": figures.version_of(["etcd", "--version"])}
+    versions = {
+        "ours": __version__,
+        "python": figures.version_of([python, "-VV"]),
+        "etcd": figures.version_of(["etcd", "--version"]),
+    }
     if given.peer:
         versions["peer"] = figures.version_of([str(given.peer), "--version"])
     figures.write(given.output, seen, versions=versions, seed=None, leases=given.leases, rounds=given.rounds)

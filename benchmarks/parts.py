@@ -74,9 +74,9 @@ def _table_of(node: Node) -> int:
     return sum(1 for line in lines if line.split("\t", 2)[1][6:] == "0A")
 
 
-def _programmed(node: Node, running: Running, leases: int) -> float:
+def _programmed(node: Node, running: Running, leases: int, patience: float = 120.0) -> float:
     """Wait until the routes of all remote leases are there."""
-    return running.wait(lambda: _table_of(node) >= leases, f"routes of {leases} leases")
+    return running.wait(lambda: _table_of(node) >= leases, f"routes of {leases} leases", patience)
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def program_host_gw(bench: Bench) -> Iterator[Figure]:
     for program in bench.turns(1 if leases > 1000 else bench.rounds):
         bench.fresh("host-gw", leases)
         with node.flanneld(program) as running:
-            wall[program.name].append(_programmed(node, running, leases))
+            wall[program.name].append(_programmed(node, running, leases, 900.0))
     floor = float(bench.python_run(floors.PROGRAM, bench.library, str(leases), "host-gw", node=node).split()[1])
     node.clean()
     about = {
