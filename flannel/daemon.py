@@ -88,6 +88,7 @@ class Daemon:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._woken = False
         self._stopping = False
+        self._ended = threading.Event()
         self._serving = False
         self.start_anew = False  # instead of an end
         self._store: Store | None = None
@@ -311,16 +312,21 @@ class Daemon:
         """Take the same subnet again, on a thread of its own, for the store may be slow or away."""
         assert self._backend is not None
         log.error(f"the lease of {lease.subnet} was lost: {lost.reason}; taking it again")
-        attrs = self._backend.attrs()
+        backend = self._backend
 
         def try_until_done() -> None:
-            while not self._stopping:
+            doing = f"cannot take the lease of {lease.subnet} again"
+            while not self._ended.is_set():
                 try:
-                    self.post(_AcquiredAgain(store.acquire(conf, attrs, lease.subnet, lease.subnet6)))
-                    return
+                    again = store.acquire(conf, backend.attrs(), lease.subnet, lease.subnet6)
                 except StoreError as error:
-                    log.error(f"cannot take the lease of {lease.subnet} again: {error}")
-                    time.sleep(_RETRY)
+                    log.error(f"{doing}: {error}")
+                except Exception as error:  # noqa: BLE001 - nobody else would take it
+                    log.unexpected(doing, error)
+                else:
+                    self.post(_AcquiredAgain(again))
+                    return
+                self._ended.wait(_RETRY)
 
         threading.Thread(target=try_until_done, name="lease", daemon=True).start()
 
@@ -333,6 +339,7 @@ class Daemon:
             log.info(f"Lease acquired again: {again.subnet}")
 
     def _close(self) -> None:
+        self._ended.set()
         self._manager.tell("STOPPING=1", "STATUS=ending")
         if self._health is not None:
             self._health.ready = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import threading
-import time
 from typing import NamedTuple
 
 from flannel import log
@@ -120,12 +119,18 @@ class Keeper:
             return True
         if not told:
             return nftables.generation(self._netlink) != self._generation
-        time.sleep(_SETTLE_MS / 1000)  # who changes one rule changes more; look once, when it is done
+        self._settle()
         touched = self._watch.touched(self.chains())
         if not touched:
             self.note_generation()
             return False
         return nftables.generation(self._netlink) != self._written
+
+    def _settle(self) -> None:
+        """Wait until who changes one rule has changed the others: it is enough to look once. An end cuts it short."""
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        poll.poll(_SETTLE_MS)
 
     def _set_right(self) -> None:
         self.note_generation()

@@ -111,9 +111,16 @@ def break_parts(names: list[str]) -> None:
     def hang(*_: object) -> None:
         threading.Event().wait()
 
+    acquire, acquired = SteeredStore.acquire, []
+
+    def acquire_but_the_second_time(store: SteeredStore, *given: Any) -> Lease:
+        acquired.append(given)
+        return broken() if len(acquired) == 2 else acquire(store, *given)
+
     parts: dict[str, tuple[type, str, Callable[..., Any]]] = {
         "wants": (VxlanBackend, "wants", wants_but_one),
         "take": (Reconciler, "take", take_but_one),
+        "acquire": (SteeredStore, "acquire", acquire_but_the_second_time),
         "start": (VxlanBackend, "start", broken),
         "close": (SteeredStore, "close", broken),
         "hang": (SteeredStore, "close", hang),

@@ -63,6 +63,14 @@ def test_at_the_end_keeps_nothing_from_ending(node: Node) -> None:
     assert all_klog(daemon), daemon.log
 
 
+def test_of_a_lost_lease_is_tried_again(node: Node) -> None:
+    daemon = node.start(broken=["acquire"])
+    daemon.tell(lost="deleted by hand")
+    daemon.said("cannot take the lease of 10.244.1.0/24 again: unexpected ZeroDivisionError")
+    daemon.said("Lease acquired again: 10.244.1.0/24")
+    assert all_klog(daemon), daemon.log
+
+
 def test_in_a_thread_is_told_by_the_threads_name(node: Node) -> None:
     daemon = node.start(broken=["thread"])
     daemon.said("thread doomed has ended: unexpected ZeroDivisionError at steered_flanneld.py:")
