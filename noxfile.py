@@ -73,7 +73,7 @@ def soak(session: nox.Session) -> None:
         session,
         "soak",
         ("pytest", "tests/soak", "tests/heals", "tests/fuzz", *session.posargs),
-        ("tests.heals.inguest", *session.posargs),
+        ("tests.heals.inguest",),
     )
 
 

@@ -249,11 +249,13 @@ class Reconciler:
         if self._backend.asks_routes:
             self._facts.direct.clear()
             self._ask_routes(self._known.leases)
+        order = self._incumbents_first()
         self._applied.clear()
+        self._contested.clear()
         self._by_base.clear()
         self._by_mac.clear()
         everything = Changes()
-        for subnet in self._known.leases:
+        for subnet in order:
             wanted = self._wants(subnet)
             everything.want(subnet, wanted)
             self._note_applied(subnet, wanted)
@@ -368,6 +370,13 @@ class Reconciler:
             self._ignored[subnet] = text
             return NOTHING
 
+    def _incumbents_first(self) -> list[IPv4Network]:
+        """The leases in the order in which they have a right to what two of them contest."""
+        if not self._contested:
+            return list(self._known.leases)
+        held = {subnet for base, subnet in self._by_base.items() if base in self._contested}
+        return sorted(self._known.leases, key=lambda subnet: subnet not in held)
+
     def _refuse(self, lease: Lease) -> None:
         """Refuse what no backend may use, whatever the store let through. Raises Ignored."""
         self._refused.add(lease.subnet)
@@ -394,7 +403,7 @@ class Reconciler:
         before = self._applied.get(subnet, NOTHING)
         bases = {(route.version, route.dst) for route in (*before.routes, *wanted.routes)}
         bases.add((4, int(subnet.network_address)))
-        if subnet not in self._known.leases:
+        if subnet not in self._known.leases or wanted == NOTHING:
             self._applied.pop(subnet, None)
             for base in bases:
                 if self._by_base.get(base) == subnet:
@@ -402,8 +411,6 @@ class Reconciler:
                     self._known.dirty |= self._contested.pop(base, set())
             return
         self._applied[subnet] = wanted
-        if subnet in self._refused:
-            return
         for base in bases:
             self._by_base[base] = subnet
         for entry in wanted.fdb:

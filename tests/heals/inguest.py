@@ -28,8 +28,8 @@ def main() -> int:
     reports.mkdir(parents=True, exist_ok=True)
     passed = [f"{key}={text}" for key, text in os.environ.items() if key.startswith("TESTBED_")]
     # Everything takes some five times as long there.
-    words = ["env", *passed, "TESTBED_TIME_SCALE=8", sys.executable, "-m", "pytest", "-q", "tests/heals"]
-    words += ["-k", " or ".join(missing), f"--reports={reports}", *sys.argv[1:]]
+    words = ["env", *passed, "TESTBED_TIME_SCALE=8", sys.executable, "-m", "pytest", "-q"]
+    words += ["-k", " or ".join(missing), f"--reports={reports}", *(sys.argv[1:] or ["tests/heals"])]
     argv = [sys.executable, "-m", "testbed", "kernel", "run", "--writable", str(reports), "--", *words]
     return subprocess.run(argv, cwd=HERE, check=False).returncode
 
