@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -120,8 +121,9 @@ def test_it_is_called_by_its_name(files: Files, form: str, tmp_path: Path) -> No
     script.write_text(launcher.launchers(sys.executable, str(PACKAGE.parent))["flanneld"])
     script.chmod(0o755)
     words = ["mk-docker-opts"] if form == "word" else []
-    done = subprocess.run(
-        [script, *words, "-i", "-f", files.flannel, "-d", files.docker], capture_output=True, text=True, check=False
-    )
+    # With these a flanneld that was started by mistake would end at once.
+    env = {**os.environ, "FLANNELD_ETCD_ENDPOINTS": "ftp://nobody"}
+    argv = [script, *words, "-i", "-f", files.flannel, "-d", files.docker]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert files.docker.read_text() == SINGLE
