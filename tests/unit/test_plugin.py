@@ -222,7 +222,7 @@ def test_smoke_rows_that_nothing_checks_show_as_skipped(run: Runner) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--lab=clab", "--rules=ipfw", "--set=x", "--flanneld=/nowhere/it"], ["clab", "ipfw", "K", "nowhere"]),
+        (["--lab=kind", "--rules=ipfw", "--set=x", "--flanneld=/nowhere/it"], ["kind", "ipfw", "K", "nowhere"]),
         (["--lab=moon"], ["'moon' is not known"]),
         (["--kernel=guest"], ["does not work yet"]),
         (["--topology=moon"], ["moon"]),
