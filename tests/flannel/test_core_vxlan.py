@@ -147,6 +147,22 @@ def test_a_removal_of_what_is_gone_already_holds_up_nobody(node: Node) -> None:
     heals(node, 3)
 
 
+def test_entries_that_somebody_deleted_hold_up_no_other_lease(node: Node) -> None:
+    """F6: to remove what is not there is no failure, and nothing waits for it."""
+    daemon = node.start()
+    daemon.list(peer(2), peer(3))
+    heals(node, 2, 3)
+    os.kill(daemon.pid(), signal.SIGSTOP)
+    node.ip("neigh del 10.244.2.0 dev flannel.1")
+    node.run("bridge", "fdb", "del", "02:aa:bb:cc:dd:02", "dev", "flannel.1", "dst", "192.168.50.2", "self")
+    node.ip("route del 10.244.2.0/24")
+    daemon.tell(removed=peer(2))
+    daemon.tell(added=peer(4))
+    os.kill(daemon.pid(), signal.SIGCONT)
+    heals(node, 3, 4)
+    assert "cannot" not in daemon.log
+
+
 def test_a_flapped_underlay_heals(node: Node) -> None:
     daemon = node.start(backend={"Type": "vxlan", "DirectRouting": True})
     daemon.list(peer(2), peer(3, ip="203.0.113.3"))

@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import http.client
 import resource
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -78,6 +82,39 @@ def test_a_thousand_slow_clients_hold_up_nobody(server: HealthServer) -> None:
         assert ask(server)[0] == 200
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+SERVER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from flannel.health import HealthServer
+print(HealthServer("127.0.0.1", 0).port, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_client_that_loses_its_place_as_it_speaks_ends_nobody() -> None:
+    """The server finds a newcomer, and then a word of the one who had to make room, in one look."""
+    argv = [sys.executable, "-IS", "-c", SERVER, str(Path(__file__).parents[2])]
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout is not None
+        address = ("127.0.0.1", int(process.stdout.readline()))
+        try:
+            crowd = [socket.create_connection(address, timeout=5) for _ in range(64)]
+            crowd[-1].sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+            assert crowd.pop().recv(99)  # so all of them have been let in
+            crowd.append(socket.create_connection(address, timeout=5))
+            crowd[-1].sendall(b"x")
+            process.send_signal(signal.SIGSTOP)
+            newcomer = socket.create_connection(address, timeout=5)
+            for client in crowd:
+                client.sendall(b"x")
+            process.send_signal(signal.SIGCONT)
+            newcomer.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+            assert newcomer.recv(99).startswith(b"HTTP/1.1 200 ")
+        finally:
+            process.kill()
 
 
 def test_clients_that_come_and_go_at_the_same_moment_hold_up_nobody(server: HealthServer) -> None:
