@@ -5,10 +5,11 @@ from __future__ import annotations
 from ipaddress import IPv4Interface
 
 from testbed.checks import check
-from testbed.fixtures import Facts, Path
+from testbed.fixtures import Facts, Path, Paths
 from testbed.nodes.deploy import Cluster
 from testbed.probes.capture import Window
-from testbed.probes.flows import Nonce, ping
+from testbed.probes.flows import Nonce, http_get, ping
+from testbed.probes.packets import Decoded
 
 IPIP_PROTOCOL = 4
 
@@ -73,3 +74,71 @@ def test_outer_header_is_node_to_node(path: Path, window: Window) -> None:
     assert outer == [(here, there, IPIP_PROTOCOL), (there, here, IPIP_PROTOCOL)] * 2
     inner = [(p.inner.ip.src, p.inner.ip.dst) for p in seen if p.inner and p.inner.ip]
     assert inner == [(source.address, target.address), (target.address, source.address)] * 2
+
+
+@check("IPIP-04")
+def test_the_kernel_s_own_tunnel_carries_nothing(paths: Paths, cluster: Cluster, facts: Facts) -> None:
+    """tunl0 comes with the module; no packet goes by it. Source: S0."""
+    path = paths.take("XS")
+    nodes = (path.source_node.name, path.target_node.name)
+
+    def counted(device: str) -> list[tuple[int, int]]:
+        facts.forget()
+        links = [facts.node(node).link(device) for node in nodes]
+        return [(link.rx_packets, link.tx_packets) for link in links if link]
+
+    device = str(cluster.flannel.tunnel_device)
+    before, used = counted("tunl0"), counted(device)
+    answer = ping(path.source, path.address, count=3)
+    assert answer.lost == 0, answer.output
+    assert counted("tunl0") == before
+    for (received, sent), (now_received, now_sent) in zip(used, counted(device), strict=True):
+        assert (now_received - received, now_sent - sent) >= (3, 3), f"{device} carried nothing, so this proves nothing"
+
+
+@check("IPIP-07")
+def test_nothing_stands_between_the_headers(paths: Paths, facts: Facts, window: Window) -> None:
+    """Ethernet to and from the leaf, 20 bytes of IPv4, then the pod's IPv4 packet. Source: S0, S4."""
+    path, nonce = paths.take("XS"), Nonce.new()
+    answer = ping(path.source, path.address, nonce=nonce)
+    assert answer.lost == 0, answer.output
+    here, there = path.source_node.spec, path.target_node.spec
+    for nic, ends in (
+        (path.source_nic, (here.underlay.mac, facts.leaf_mac(here.name))),
+        (path.target_nic, (facts.leaf_mac(there.name), there.underlay.mac)),
+    ):
+        seen = window.select(nic, nonce, lambda p: bool(p.ip and p.ip.src == here.ip), at_least=1)
+        assert [(p.ether.src, p.ether.dst) for p in seen if p.ether] == [ends], f"{nic}: {seen}"
+        inside = [p.inner for p in seen if p.inner]
+        assert [(one.ether, one.ip.length if one.ip else 0) for one in inside] == [(None, seen[0].length - 20 - 14)]
+
+
+@check("IPIP-10")
+def test_a_node_speaks_to_remote_pods_by_its_tunnel_s_address(cluster: Cluster, facts: Facts) -> None:
+    """The podCIDR's base address is what such a pod sees. Source: S4."""
+    for node in cluster.members:
+        for peer in facts.tunnelled_peers(node.name):
+            pod = cluster.pods[f"{peer}/testapp"]
+            answer = http_get(node, pod.address)
+            assert not answer.error, f"{node.name} to {pod.name}: {answer.error}"
+            assert answer.peer == cluster.pod_cidr(node.name)[0], f"{pod.name} saw {answer.peer}"
+
+
+@check("IPIP-12")
+def test_ttl_and_df_come_from_inside(paths: Paths, window: Window) -> None:
+    """The outer header has the inner one's, with and without DF. Source: S4."""
+    path = paths.take("XS")
+    for whole in (True, None):
+        nonce = Nonce.new()
+        answer = ping(path.source, path.address, nonce=nonce, dont_fragment=whole)
+        assert answer.lost == 0, answer.output
+        seen = window.select(path.source_nic, nonce, lambda p: bool(p.icmp is None and p.inner), at_least=2)
+        asked = [p for p in seen if p.ip and p.ip.src == path.source_node.spec.ip]
+        found = [((p.ip.ttl, p.ip.dont_fragment), _ttl_and_df(p.inner)) for p in asked if p.ip]
+        assert len(found) == 1, f"{len(found)} requests"
+        assert found[0][0] == found[0][1], f"outside {found[0][0]}, inside {found[0][1]}"
+        assert found[0][1][1] == bool(whole)
+
+
+def _ttl_and_df(packet: Decoded | None) -> tuple[int, bool]:
+    return (packet.ip.ttl, packet.ip.dont_fragment) if packet and packet.ip else (0, False)

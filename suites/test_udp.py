@@ -76,10 +76,7 @@ def test_outer_headers_are_node_to_node_by_one_port(path: Path, cluster: Cluster
     seen = window.packets(path.source_nic, nonce, at_least=4)
     found = [(p.ip.src, p.ip.dst, p.udp.sport, p.udp.dport) for p in seen if p.ip and p.udp]
     assert found == [(source.ip, target.ip, port, port), (target.ip, source.ip, port, port)] * 2
-    hop = target.underlay.mac
-    if path.kind == "XS":
-        links = facts.node(str(source.rack)).links
-        hop = next(link.mac for link in links if source.gateway in {address.ip for address in link.addresses})
+    hop = facts.next_hop_mac(path)
     sent = [(p.ether.src, p.ether.dst) for p in seen if p.ether and p.ip and p.ip.src == source.ip]
     assert sent == [(source.underlay.mac, hop)] * 2
 

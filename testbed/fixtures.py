@@ -121,6 +121,19 @@ class Facts:
         assert link.addresses, f"{node}: {name} has no address"
         return link.addresses[0].ip
 
+    def next_hop_mac(self, path: Path) -> str:
+        """Where a node's packets for the path's other node go first: that node itself, or the leaf before it."""
+        source = path.source_node.spec
+        if path.kind != "XS":
+            return path.target_node.spec.underlay.mac
+        return self.leaf_mac(source.name)
+
+    def leaf_mac(self, node: str) -> str:
+        """The MAC that a node's leaf has towards it."""
+        spec = self.cluster.lab.spec.node(node)
+        links = self.node(str(spec.rack)).links
+        return next(link.mac for link in links if spec.gateway in {address.ip for address in link.addresses})
+
     def host_veth(self, pod: Pod) -> Link:
         """The node's end of a pod's interface."""
         inside = self.pod(pod).link("eth0")

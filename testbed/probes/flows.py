@@ -83,10 +83,12 @@ def ping(
     count: int = 1,
     interval: float = 0.05,
     size: int = 56,
-    dont_fragment: bool = False,
+    dont_fragment: bool | None = False,
     wait: int = 2,
 ) -> Ping:
     """Ping from a node or pod. `size` is the payload's in bytes; `wait` the seconds for an answer to come at all.
+
+    With `dont_fragment` nobody may fragment it, with None everybody, else the sender alone (DF is set where it fits).
 
     Once there was one, ping waits for the last no longer than an `interval`, or twice the longest round trip: too
     short an interval makes late answers of a busy machine look lost.
@@ -96,8 +98,8 @@ def ping(
     argv = ["ping", "-n", "-c", str(count), "-i", f"{interval:g}", "-s", str(size), "-W", str(wait)]
     if nonce is not None:
         argv += ["-p", nonce.hex]
-    if dont_fragment:
-        argv += ["-M", "do"]
+    if dont_fragment is not False:
+        argv += ["-M", "do" if dont_fragment else "dont"]
     result = source.run([*argv, str(target)], check=False, timeout=count * interval + wait + 20)
     return parse_ping(result.stdout + result.stderr, source.name, result.seconds, count)
 
