@@ -168,6 +168,10 @@ def test_a_kernel_that_is_brought_along_is_asked_what_it_has(mirror: Path, monke
     assert (found.path, found.way, found.lacks) == (mirror / "linux.uml", "given", ("wireguard",))
     with pytest.raises(GuestUnavailable, match="has no wireguard"):
         kernels.obtain_kernel(needs=["wireguard"])
+    fetched = packaged.obtain_packaged(Quiet())
+    (fetched.path.parents[1] / "lib/uml/modules").mkdir(parents=True)
+    monkeypatch.setenv(kernels.VARIABLE, str(fetched.path))
+    assert kernels.obtain_kernel().way == "packaged", "which is slower"
     (mirror / "linux.uml").write_text("#!/bin/sh\n")
     for path, words in (
         (mirror / "linux.uml", "no guest kernel"),
