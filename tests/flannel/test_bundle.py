@@ -18,7 +18,6 @@ from tests.flannel.conftest import PREFIX, free_ports
 from tests.flannel.corelab import Node, until
 
 HERE = Path(__file__).parents[2]
-CONF = {"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}
 
 
 @pytest.fixture(scope="module")
@@ -65,33 +64,68 @@ def test_in_an_empty_root_both_programs_say_their_version(node: Node, bundle: Pa
     assert "1.1.0" in json.loads(answer)["supportedVersions"]
 
 
+class Served:
+    """A real etcd in the node, and the bundled flanneld in the empty root."""
+
+    def __init__(self, node: Node, folder: Path, backend: str) -> None:
+        if shutil.which("etcd") is None:
+            pytest.skip("etcd is missing (Debian and Ubuntu: etcd-server)")
+        client, peers = free_ports(2)
+        url = f"http://127.0.0.1:{client}"
+        self._node = node
+        self._control = ("env", "ETCDCTL_API=3", "etcdctl", "--endpoints", url)
+        listen = ("--listen-client-urls", url, "--advertise-client-urls", url)
+        argv = ("etcd", "--data-dir", "/run/etcd", *listen, "--listen-peer-urls", f"http://127.0.0.1:{peers}")
+        self._etcd = node.spawn(*argv, output=folder / "etcd.log")
+        conf = json.dumps({"Network": "10.244.0.0/16", "Backend": {"Type": backend}})
+        until(lambda: "OK" in self.etcdctl("put", f"{PREFIX}/config", conf), f"etcd serves: see {folder}/etcd.log", 30)
+        flags = (f"--etcd-endpoints={url}", "--iptables-forward-rules=false")
+        self._log = folder / "flanneld.log"
+        self.daemon = node.spawn(*in_root("/opt/flannel/flanneld", *flags), output=self._log)
+        until(lambda: self.runs() or self.daemon.poll() is not None, f"flanneld runs: see {self._log}", 30)
+
+    def runs(self, times: int = 1) -> bool:
+        return self.log.count("Running backend.") == times
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def etcdctl(self, *words: str) -> str:
+        return self._node.run(*self._control, *words, check=False)
+
+    def close(self) -> None:
+        for process in (self.daemon, self._etcd):
+            process.kill()
+            process.wait()
+
+
 def test_in_an_empty_root_flanneld_serves_a_node(node: Node, bundle: Path, tmp_path: Path) -> None:
     """With a real etcd, a peer, and a kernel that shows what was programmed."""
-    if shutil.which("etcd") is None:
-        pytest.skip("etcd is missing (Debian and Ubuntu: etcd-server)")
     empty_root(node, bundle)
-    client, peers = free_ports(2)
-    url = f"http://127.0.0.1:{client}"
-    etcd = node.spawn(
-        "etcd", "--data-dir", "/run/etcd", "--listen-client-urls", url, "--advertise-client-urls", url,
-        "--listen-peer-urls", f"http://127.0.0.1:{peers}", output=tmp_path / "etcd.log",
-    )  # fmt: skip
-    control = ("env", "ETCDCTL_API=3", "etcdctl", "--endpoints", url)
-    put = (*control, "put", f"{PREFIX}/config", json.dumps(CONF))
-    until(lambda: "OK" in node.run(*put, check=False), f"etcd serves: see {tmp_path}/etcd.log", 30)
-    flags = (f"--etcd-endpoints={url}", "--iptables-forward-rules=false", "--healthz-port=8081")
-    log = tmp_path / "flanneld.log"
-    daemon = node.spawn(*in_root("/opt/flannel/flanneld", *flags), output=log)
-    until(lambda: "Running backend." in log.read_text() or daemon.poll() is not None, f"flanneld runs: see {log}", 30)
-    assert "FLANNEL_MTU=1450" in node.run("cat", "/run/root/run/flannel/subnet.env"), log.read_text()
+    served = Served(node, tmp_path, "vxlan")
+    assert "FLANNEL_MTU=1450" in node.run("cat", "/run/root/run/flannel/subnet.env"), served.log
     value = {"PublicIP": "192.168.50.2", "BackendType": "vxlan", "BackendData": {"VtepMAC": "02:aa:bb:cc:dd:02"}}
-    node.run(*control, "put", f"{PREFIX}/subnets/10.244.2.0-24", json.dumps(value))
+    served.etcdctl("put", f"{PREFIX}/subnets/10.244.2.0-24", json.dumps(value))
     until(lambda: any(one.startswith("10.244.2.0/24 via") for one in node.routes()), "the peer's route", 30)
     assert node.fdb() == ["02:aa:bb:cc:dd:02 dst 192.168.50.2"]
-    assert "unexpected" not in log.read_text()
-    for process in (daemon, etcd):
-        process.kill()
-        process.wait()
+    assert "unexpected" not in served.log
+    served.close()
+
+
+def test_in_an_empty_root_flanneld_can_start_itself_anew(node: Node, bundle: Path, tmp_path: Path) -> None:
+    """What a backend does that cannot take up another address while it runs."""
+    empty_root(node, bundle)
+    served = Served(node, tmp_path, "alloc")
+    before = node.run("cat", "/run/root/run/flannel/subnet.env")
+    node.ip("addr flush dev eth0")
+    node.ip("addr add 192.168.50.99/24 dev eth0")
+    node.ip("route replace default via 192.168.50.254")
+    until(lambda: served.runs(2), f"it runs again:\n{served.log}", 30)
+    assert "Using interface with name eth0 and address 192.168.50.99" in served.log
+    assert node.run("cat", "/run/root/run/flannel/subnet.env") == before
+    assert served.daemon.poll() is None
+    served.close()
 
 
 def test_every_module_is_in_the_folder(bundle: Path) -> None:
