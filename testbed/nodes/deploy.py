@@ -149,9 +149,12 @@ class Cluster:
 
     def flanneld_pid(self, node: str) -> int | None:
         """The pid of the node's flanneld; None where it does not run."""
-        script = 'pid=$(cat /run/flanneld.pid 2>/dev/null) && kill -0 "$pid" 2>/dev/null && echo "$pid"'
-        text = self.lab.node(node).run(["sh", "-c", script], check=False).stdout.strip()
-        return int(text) if text else None
+        machine = self.lab.node(node)
+        try:
+            pid = int(machine.read("/run/flanneld.pid") or b"0")
+            return pid if machine.read(f"/proc/{pid}/comm") else None
+        except OSError:  # gone; the last moment of a process is ESRCH
+            return None
 
     def signal_flanneld(self, node: str, name: str) -> None:
         """Send the node's flanneld a signal (`STOP`, `CONT`, …). Raises CommandError where it does not run."""
@@ -174,8 +177,9 @@ class Cluster:
 
     def _ready(self, name: str) -> bool | None:
         node = self.lab.node(name)
-        if node.run(["test", "-s", self.flannel.subnet_file], check=False).ok:
-            return True
+        with suppress(FileNotFoundError):
+            if node.read(self.flannel.subnet_file):
+                return True
         if self.flanneld_pid(name) is None:
             said = self.flanneld_log(name) or "(its log is empty)"
             raise ProductError(f"flanneld ended instead of getting ready\n{said}", where=name)

@@ -130,11 +130,12 @@ _UDP_SENDER = r"""
 import json, select, socket, sys, time
 target, port, count, wait = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[5])
 payload = bytes.fromhex(sys.argv[4])
-flows, poller, waiting = {}, select.poll(), 0
+flows, poller, waiting, answered = {}, select.poll(), 0, 0
 def take(block):
-    global waiting
+    global waiting, answered
     for fd, _ in poller.poll(block):
         waiting -= 1
+        answered += 1
         sock, flow = flows[fd]
         try:
             flow["reply"] = sock.recv(65535).decode("latin-1")
@@ -152,8 +153,10 @@ for number in range(count):
         take(50)
         waiting = min(waiting, 24) if waiting >= 32 else waiting
 end = time.monotonic() + wait
-while any(flow["reply"] is None and flow["error"] is None for _, flow in flows.values()) and time.monotonic() < end:
+while (left := len(flows) - answered) and time.monotonic() < end:
     take(max(1, int(1000 * (end - time.monotonic()))))
+    if len(flows) - answered < left:  # as long as there are answers the others may be on their way
+        end = time.monotonic() + wait
 print(json.dumps([flow for _, flow in flows.values()]))
 """
 
@@ -193,7 +196,7 @@ def udp_flows(
     port: int = ECHO_PORT,
     wait: float = 2.0,
 ) -> tuple[UdpFlow, ...]:
-    """Send one datagram from each of `count` sockets and wait up to `wait` seconds for the answers.
+    """Send one datagram from each of `count` sockets; wait for the answers until for `wait` seconds none came.
 
     Raises LabError when the sender cannot run.
     """
