@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network
-
 from flannel.backends.base import Wants
 from flannel.kernel import rtnl
 from flannel.kernel.netlink import Message
 from flannel.kernel.rtnl import Fdb, Neigh, Route
+from flannel.lease import Network
 
 
 class Changes:
     """What is to be made and removed, each with the lease it is for."""
 
     def __init__(self) -> None:
-        self.remove_routes: dict[Route, IPv4Network] = {}
-        self.remove_entries: dict[Neigh | Fdb, IPv4Network] = {}
-        self.entries: dict[Neigh | Fdb, IPv4Network] = {}
-        self.routes: dict[Route, IPv4Network] = {}
+        self.remove_routes: dict[Route, Network] = {}
+        self.remove_entries: dict[Neigh | Fdb, Network] = {}
+        self.entries: dict[Neigh | Fdb, Network] = {}
+        self.routes: dict[Route, Network] = {}
         # What a route of ours takes the place of.
-        self.superseded: list[tuple[Route, IPv4Network]] = []
+        self.superseded: list[tuple[Route, Network]] = []
 
-    def want(self, subnet: IPv4Network, wanted: Wants) -> None:
+    def want(self, subnet: Network, wanted: Wants) -> None:
         """Make what a lease wants."""
         for neighbour in wanted.neighbours:
             self.entries[neighbour] = subnet
@@ -30,7 +29,7 @@ class Changes:
         for route in wanted.routes:
             self.routes[route] = subnet
 
-    def messages(self) -> tuple[list[Message], list[IPv4Network], range]:
+    def messages(self) -> tuple[list[Message], list[Network], range]:
         """The batch: routes go first; then neighbours, FDB entries and at last routes come, so that no packet of ours
         finds a route whose neighbour is not there yet. With it whose each message is, and which ones remove."""
         removals = [rtnl.delete_route(route) for route in self.remove_routes]

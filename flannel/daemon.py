@@ -159,7 +159,7 @@ class Daemon:
         public_ip, public_ip6 = remembered.public_ip or options.public_ip, remembered.public_ip6 or options.public_ipv6
         wanted = Wanted(
             options.iface, options.iface_regex, options.iface_can_reach, public_ip, public_ip6,
-            conf.enable_ipv6,
+            conf.enable_ipv6, conf.enable_ipv4,
         )  # fmt: skip
         external = choose(netlink, wanted)
         previous = subnetenv.read(options.subnet_file)
@@ -170,9 +170,10 @@ class Daemon:
             log.warning(f"what this run makes is not recorded for the next one: {recorded.problem}")
         self._backend = backend = make_backend(conf, external)
         attrs = backend.prepare(netlink, recorded)
-        lease = store.acquire(conf, attrs, previous.subnet, previous.subnet6)
+        before = previous.of(conf.network.version)[1]
+        lease = store.acquire(conf, attrs, before, previous.subnet6 if conf.enable_ipv4 else None)
         log.info(f"Lease acquired: {lease.subnet}{f' and {lease.subnet6}' if lease.subnet6 else ''}")
-        if conf.enable_ipv6 and lease.subnet6 is None:
+        if conf.ipv6_network is not None and lease.subnet6 is None:
             raise Failure(f"EnableIPv6: {store.name} gave a lease without an IPv6 subnet")
         backend.start(netlink, lease)
         remove_devices(netlink, recorded.keep_devices(backend.devices))
@@ -201,8 +202,6 @@ class Daemon:
                 continue
             for note in conf.notes:
                 log.warning(note)
-            if not conf.enable_ipv4:
-                raise Failure("EnableIPv4: IPv6 alone is not supported yet; use both, or IPv4 alone")
             log.info(f"Found network config - Backend type: {conf.backend_type}")
             return conf
 
@@ -217,7 +216,8 @@ class Daemon:
     def _check_host(self, conf: netconf.NetConf) -> None:
         for version, name in _BRIDGE_SWITCHES.items():
             path = f"/proc/sys/net/bridge/{name}"
-            if (version == 4 or conf.enable_ipv6) and not os.path.exists(path):
+            enabled = conf.enable_ipv4 if version == 4 else conf.enable_ipv6
+            if enabled and not os.path.exists(path):
                 raise Failure(f"Failed to check br_netfilter: {path} is missing; load the module br_netfilter")
 
     def _write_subnet_env(self, conf: netconf.NetConf, lease: Lease, backend: Backend) -> None:

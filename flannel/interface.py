@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 from flannel import log
 from flannel.kernel import rtnl
 from flannel.kernel.netlink import Netlink, NetlinkError
+from flannel.lease import Address
 
 _TEMPORARY, _DEPRECATED, _PERMANENT = 0x01, 0x20, 0x80
 
@@ -18,13 +19,16 @@ class InterfaceError(Exception):
 
 
 class External(NamedTuple):
-    """The chosen interface: its address, and the address that is published (equal unless --public-ip says else)."""
+    """The chosen interface: its address, and the address that is published (equal unless --public-ip says else).
+
+    With IPv6 alone both are IPv6's, and the last two are empty.
+    """
 
     ifindex: int
     name: str
     mtu: int
-    address: IPv4Address
-    public: IPv4Address
+    address: Address
+    public: Address
     address6: IPv6Address | None = None  # both in dual stack only
     public6: IPv6Address | None = None
 
@@ -38,14 +42,22 @@ class Wanted(NamedTuple):
     public_ip: str = ""
     public_ipv6: str = ""
     ipv6: bool = False
+    ipv4: bool = True
+
+    @property
+    def family(self) -> type[IPv4Address] | type[IPv6Address]:
+        """The addresses by which the interface is chosen: IPv6's with IPv6 alone."""
+        return IPv4Address if self.ipv4 else IPv6Address
 
 
 def choose(netlink: Netlink, wanted: Wanted) -> External:
     """Choose the interface. Raises InterfaceError."""
-    public = _ip(wanted.public_ip, "--public-ip") if wanted.public_ip else None
+    family = wanted.family
+    text, option = (wanted.public_ip, "--public-ip") if wanted.ipv4 else (wanted.public_ipv6, "--public-ipv6")
+    public = _ip(text, option, family) if text else None
     link, address = _search(netlink, wanted, public)
     if address is None:
-        address = _best_address(netlink, link)
+        address = _best_address(netlink, link, family)
     if not link.mtu:
         raise InterfaceError(f"interface {link.name} has no MTU")
     log.info(f"Using interface with name {link.name} and address {address}")
@@ -54,7 +66,7 @@ def choose(netlink: Netlink, wanted: Wanted) -> External:
     else:
         log.info(f"Using {public} as external address")
     external = External(link.ifindex, link.name, link.mtu, address, public or address)
-    return _with_ipv6(netlink, external, wanted) if wanted.ipv6 else external
+    return _with_ipv6(netlink, external, wanted) if wanted.ipv6 and wanted.ipv4 else external
 
 
 def _with_ipv6(netlink: Netlink, external: External, wanted: Wanted) -> External:
@@ -71,19 +83,21 @@ def _with_ipv6(netlink: Netlink, external: External, wanted: Wanted) -> External
     return external._replace(address6=address, public6=public or address)
 
 
-_Found = tuple[rtnl.Link, IPv4Address | None]
+_Family = type[IPv4Address] | type[IPv6Address]
+_Found = tuple[rtnl.Link, Address | None]
 
 
-def _search(netlink: Netlink, wanted: Wanted, public: IPv4Address | None) -> _Found:
+def _search(netlink: Netlink, wanted: Wanted, public: Address | None) -> _Found:
+    family = wanted.family
     attempts: list[tuple[str, Callable[[], _Found]]] = []
     for name in wanted.names:
-        attempts.append((f"--iface={name}", lambda name=name: _by_name(netlink, name)))  # type: ignore[misc]
+        attempts.append((f"--iface={name}", lambda name=name: _by_name(netlink, name, family)))  # type: ignore[misc]
     for text in wanted.expressions:
-        attempts.append((f"--iface-regex={text}", lambda text=text: _by_regex(netlink, text)))  # type: ignore[misc]
+        attempts.append((f"--iface-regex={text}", lambda text=text: _by_regex(netlink, text, family)))  # type: ignore[misc]
     if wanted.can_reach:
-        attempts.append((f"--iface-can-reach={wanted.can_reach}", lambda: _by_reach(netlink, wanted.can_reach)))
+        attempts.append((f"--iface-can-reach={wanted.can_reach}", lambda: _by_reach(netlink, wanted.can_reach, family)))
     if not attempts:
-        return _by_name(netlink, str(public)) if public else _by_default_route(netlink)
+        return _by_name(netlink, str(public), family) if public else _by_default_route(netlink, family)
     for option, attempt in attempts:
         try:
             return attempt()
@@ -92,43 +106,48 @@ def _search(netlink: Netlink, wanted: Wanted, public: IPv4Address | None) -> _Fo
     raise InterfaceError("none of the interfaces asked for is there: " + ", ".join(option for option, _ in attempts))
 
 
-def _ip(text: str, option: str) -> IPv4Address:
+def _version(family: _Family) -> int:
+    return 4 if family is IPv4Address else 6
+
+
+def _ip(text: str, option: str, family: _Family) -> Address:
     try:
-        return IPv4Address(text)
+        return family(text)
     except ValueError:
-        raise InterfaceError(f"{option} is {text!r}, not an IPv4 address") from None
+        raise InterfaceError(f"{option} is {text!r}, not an IPv{_version(family)} address") from None
 
 
 def _link(netlink: Netlink, *, index: int = 0, name: str = "") -> rtnl.Link:
     link = rtnl.get_link(netlink, index=index, name=name)
     if link is None:
-        raise InterfaceError(f"there is no interface {name or index}; there are {_inventory(netlink)}")
+        raise InterfaceError(f"there is no interface {name or index}; there are {_inventory(netlink, IPv4Address)}")
     return link
 
 
-def _inventory(netlink: Netlink) -> str:
-    addresses = rtnl.dump_addresses(netlink)
+def _inventory(netlink: Netlink, family: _Family) -> str:
+    version = _version(family)
+    addresses = rtnl.dump_addresses(netlink, version=version)
     shown = []
     for link in rtnl.dump_links(netlink):
-        own = [str(IPv4Address(address.ip)) for address in addresses if address.ifindex == link.ifindex]
-        shown.append(f"{link.name} ({', '.join(own) or 'no IPv4 address'})")
+        own = [str(family(address.ip)) for address in addresses if address.ifindex == link.ifindex]
+        shown.append(f"{link.name} ({', '.join(own) or f'no IPv{version} address'})")
     return ", ".join(shown)
 
 
-def _by_name(netlink: Netlink, name: str) -> _Found:
+def _by_name(netlink: Netlink, name: str, family: _Family) -> _Found:
     try:
-        address = IPv4Address(name)
+        address = family(name)
     except ValueError:
         if ":" in name:
-            raise InterfaceError(f"{name!r} is not an IPv4 address, and IPv6 is not supported yet") from None
+            raise InterfaceError(f"{name!r} is not an IPv{_version(family)} address") from None
         return _link(netlink, name=name), None
-    for one in rtnl.dump_addresses(netlink):
+    for one in rtnl.dump_addresses(netlink, version=_version(family)):
         if one.ip == int(address):
             return _link(netlink, index=one.ifindex), address
-    raise InterfaceError(f"no interface has the address {address}; there are {_inventory(netlink)}")
+    raise InterfaceError(f"no interface has the address {address}; there are {_inventory(netlink, family)}")
 
 
-def _by_regex(netlink: Netlink, text: str) -> _Found:
+def _by_regex(netlink: Netlink, text: str, family: _Family) -> _Found:
     import re  # only here: it costs start-up time and memory
 
     try:
@@ -136,41 +155,41 @@ def _by_regex(netlink: Netlink, text: str) -> _Found:
     except re.error as error:
         raise InterfaceError(f"not a regular expression: {error}") from None
     links = rtnl.dump_links(netlink)
-    addresses = rtnl.dump_addresses(netlink)
+    addresses = rtnl.dump_addresses(netlink, version=_version(family))
     for link in links:
-        for address in _ordered([one for one in addresses if one.ifindex == link.ifindex], IPv4Address):
+        for address in _ordered([one for one in addresses if one.ifindex == link.ifindex], family):
             if expression.search(str(address)):
                 return link, address
     for link in links:
         if expression.search(link.name):
             return link, None
-    raise InterfaceError(f"no address and no name matches; there are {_inventory(netlink)}")
+    raise InterfaceError(f"no address and no name matches; there are {_inventory(netlink, family)}")
 
 
-def _by_reach(netlink: Netlink, text: str) -> _Found:
-    target = _ip(text, "--iface-can-reach")
+def _by_reach(netlink: Netlink, text: str, family: _Family) -> _Found:
+    target = _ip(text, "--iface-can-reach", family)
     try:
-        route = rtnl.lookup_route(netlink, int(target))
+        route = rtnl.lookup_route(netlink, int(target), target.version)
     except NetlinkError as error:
         raise InterfaceError(f"no route to {target}: {error.strerror or error}") from None
-    return _link(netlink, index=route.route.oif), IPv4Address(route.preferred) if route.preferred else None
+    return _link(netlink, index=route.route.oif), family(route.preferred) if route.preferred else None
 
 
-def _by_default_route(netlink: Netlink) -> _Found:
-    for seen in rtnl.dump_routes(netlink):
+def _by_default_route(netlink: Netlink, family: _Family) -> _Found:
+    for seen in rtnl.dump_routes(netlink, _version(family)):
         if seen.route.length == 0 and seen.route.kind == rtnl.UNICAST:
             if seen.multipath or not seen.route.oif:
                 raise InterfaceError(
                     "the default route has several paths, so it does not say which interface to use; give --iface"
                 )
             return _link(netlink, index=seen.route.oif), None
-    raise InterfaceError(f"there is no default route; give --iface. There are {_inventory(netlink)}")
+    raise InterfaceError(f"there is no default route; give --iface. There are {_inventory(netlink, family)}")
 
 
-_Ip = TypeVar("_Ip", IPv4Address, IPv6Address)
+_Ip = TypeVar("_Ip", bound=Address)
 
 
-def _ordered(addresses: list[rtnl.Address], family: type[_Ip]) -> list[_Ip]:
+def _ordered(addresses: list[rtnl.Address], family: Callable[[int], _Ip]) -> list[_Ip]:
     """Usable addresses, best first: global before link-local, permanent before dynamic, then not temporary."""
     usable: list[tuple[tuple[bool, bool, bool], int, _Ip]] = []
     for address in addresses:
@@ -182,8 +201,9 @@ def _ordered(addresses: list[rtnl.Address], family: type[_Ip]) -> list[_Ip]:
     return [ip for _, _, ip in sorted(usable)]
 
 
-def _best_address(netlink: Netlink, link: rtnl.Link) -> IPv4Address:
-    usable = _ordered(rtnl.dump_addresses(netlink, link.ifindex), IPv4Address)
+def _best_address(netlink: Netlink, link: rtnl.Link, family: _Family) -> Address:
+    version = _version(family)
+    usable = _ordered(rtnl.dump_addresses(netlink, link.ifindex, version), family)
     if not usable:
-        raise InterfaceError(f"interface {link.name} has no usable IPv4 address")
+        raise InterfaceError(f"interface {link.name} has no usable IPv{version} address")
     return usable[0]

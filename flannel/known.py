@@ -7,10 +7,9 @@ after our own key was lost, is taken for a store that lost its content: it remov
 from __future__ import annotations
 
 from collections.abc import Callable
-from ipaddress import IPv4Network
 
 from flannel import log
-from flannel.lease import Lease
+from flannel.lease import Lease, Network
 from flannel.stores.base import Event, Snapshot
 
 
@@ -20,18 +19,16 @@ class KnownLeases:
     `leftovers` says whether an earlier run left peers in the kernel; `grace` is in seconds on `clock`.
     """
 
-    def __init__(
-        self, own: IPv4Network, grace: float, clock: Callable[[], float], leftovers: Callable[[], bool]
-    ) -> None:
+    def __init__(self, own: Network, grace: float, clock: Callable[[], float], leftovers: Callable[[], bool]) -> None:
         self._own = own
         self._grace = grace
         self._clock = clock
         self._leftovers = leftovers
-        self.leases: dict[IPv4Network, Lease] = {}
-        self.dirty: set[IPv4Network] = set()
+        self.leases: dict[Network, Lease] = {}
+        self.dirty: set[Network] = set()
         self._listed = False
         self._grace_until: float | None = None
-        self._absent: set[IPv4Network] = set()
+        self._absent: set[Network] = set()
         self._own_key_lost = False
 
     @property
@@ -110,7 +107,7 @@ class KnownLeases:
         if known is None or (known.attrs, known.subnet6) != (lease.attrs, lease.subnet6):
             self.dirty.add(lease.subnet)
 
-    def _forget(self, subnet: IPv4Network) -> None:
+    def _forget(self, subnet: Network) -> None:
         self._absent.discard(subnet)
         if self.leases.pop(subnet, None) is not None:
             self.dirty.add(subnet)

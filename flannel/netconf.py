@@ -24,12 +24,14 @@ class NetConf(NamedTuple):
 
     `backend` holds the backend's own keys in lower case, `Type` left out; `notes` says what an operator may not
     expect of it (keys that nobody reads, a default that surprises).
+
+    With IPv6 alone, `network` and what follows are IPv6's; `ipv6_network` is there in dual stack only.
     """
 
-    network: IPv4Network
+    network: IPv4Network | IPv6Network
     subnet_len: int
-    subnet_min: IPv4Address
-    subnet_max: IPv4Address
+    subnet_min: IPv4Address | IPv6Address
+    subnet_max: IPv4Address | IPv6Address
     backend_type: str
     backend: Mapping[str, Any]
     enable_ipv4: bool = True
@@ -65,9 +67,10 @@ def parse(text: str) -> NetConf:
     backend_type, backend, more = _backend(values)
     v4 = _family(values, "", 4) if enable_ipv4 else None
     v6 = _family(values, "IPv6", 6) if enable_ipv6 else None
-    nowhere = (IPv4Network("0.0.0.0/0"), 0, IPv4Address(0), IPv4Address(0))
-    network, length, low, high = v4 or nowhere
-    network6, length6, low6, high6 = v6 or (None, 0, None, None)
+    first, second = (v4, v6) if v4 else (v6, None)
+    assert first is not None  # one of them is enabled
+    network, length, low, high = first
+    network6, length6, low6, high6 = second or (None, 0, None, None)
     return NetConf(
         network, length, low, high, backend_type, backend, enable_ipv4, enable_ipv6,
         _bool(values, "EnableNFTables", False), network6, length6, low6, high6, (*notes, *more),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Iterable, Iterator
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 from flannel import log
 from flannel.backends.base import NOTHING, Backend, BackendError, Facts, Ignored, Wants
@@ -21,7 +21,7 @@ from flannel.kernel.monitor import Change
 from flannel.kernel.netlink import Failure, Message, Netlink, NetlinkError
 from flannel.kernel.rtnl import Fdb, Link, Neigh, Route, SeenEntry, SeenRoute
 from flannel.known import KnownLeases
-from flannel.lease import Lease
+from flannel.lease import Lease, Network
 from flannel.state import OffDevice, Recorded
 from flannel.stores.base import Event, Snapshot
 
@@ -45,8 +45,8 @@ class Reconciler:
         netlink: Netlink,
         backend: Backend,
         external: External,
-        network: IPv4Network,
-        own: IPv4Network,
+        network: Network,
+        own: Network,
         recorded: Recorded,
         *,
         network6: IPv6Network | None = None,
@@ -59,11 +59,11 @@ class Reconciler:
         """`choose_again` chooses the external interface once more, for when its address is gone."""
         self._netlink = netlink
         self._backend = backend
-        self._networks: dict[int, IPv4Network | IPv6Network] = {4: network}
+        self._networks: dict[int, Network] = {network.version: network}
         self._own = own
         # Our subnets' first addresses, which our devices have.
-        self._bases = {(4, int(own.network_address))}
-        self._own_subnets: tuple[IPv4Network | IPv6Network, ...] = (own,)
+        self._bases = {(own.version, int(own.network_address))}
+        self._own_subnets: tuple[Network, ...] = (own,)
         if network6 is not None and own6 is not None:
             self._networks[6] = network6
             self._bases.add((6, int(own6.network_address)))
@@ -75,21 +75,21 @@ class Reconciler:
         self._facts = Facts(external, None, {})
         self._external_flags = -1
         self._known = KnownLeases(own, grace, clock, self._leftovers)
-        self._applied: dict[IPv4Network, Wants] = {}
-        self._by_base: dict[tuple[int, int], IPv4Network] = {}
-        self._by_mac: dict[bytes, IPv4Network] = {}
+        self._applied: dict[Network, Wants] = {}
+        self._by_base: dict[tuple[int, int], Network] = {}
+        self._by_mac: dict[bytes, Network] = {}
         self._own_routes: tuple[Route, ...] = ()
         self._full_at = _NEVER
         self._retry_at = _NEVER
         self._retry_after = _RETRY_FIRST
-        self._failing: dict[IPv4Network, str] = {}
+        self._failing: dict[Network, str] = {}
         self._complaint = ""
-        self._ignored: dict[IPv4Network, str] = {}
+        self._ignored: dict[Network, str] = {}
         # Addresses that no peer can have, and why; and who says to have one all the same.
         self._no_peers: dict[IPv4Address | IPv6Address, str] = {}
-        self._refused: set[IPv4Network] = set()
+        self._refused: set[Network] = set()
         # Leases that begin with the address of one that was there before; they would have the same neighbour entry.
-        self._contested: dict[tuple[int, int], set[IPv4Network]] = {}
+        self._contested: dict[tuple[int, int], set[Network]] = {}
         self.compare_soon(0)
 
     # -- what happened ---------------------------------------------------------------------------------------------
@@ -333,7 +333,7 @@ class Reconciler:
         self._complaint = what
         return False
 
-    def _ask_routes(self, subnets: Iterable[IPv4Network]) -> None:
+    def _ask_routes(self, subnets: Iterable[Network]) -> None:
         """Ask the kernel which peers it reaches without a gateway."""
         for subnet in subnets:
             lease = self._known.leases.get(subnet)
@@ -353,7 +353,7 @@ class Reconciler:
         else:
             self._facts.direct.pop(peer, None)
 
-    def _wants(self, subnet: IPv4Network) -> Wants:
+    def _wants(self, subnet: Network) -> Wants:
         lease = self._known.leases.get(subnet)
         if lease is None:
             self._ignored.pop(subnet, None)
@@ -370,7 +370,7 @@ class Reconciler:
             self._ignored[subnet] = text
             return NOTHING
 
-    def _incumbents_first(self) -> list[IPv4Network]:
+    def _incumbents_first(self) -> list[Network]:
         """The leases in the order in which they have a right to what two of them contest."""
         if not self._contested:
             return list(self._known.leases)
@@ -385,24 +385,24 @@ class Reconciler:
                 raise Ignored(f"its address {address} is {self._no_peers[address]}")
         if _overlap(lease.subnet, self._own):
             raise Ignored(f"its subnet overlaps this node's own, {self._own}")
-        base = (4, int(lease.subnet.network_address))
+        base = (lease.subnet.version, int(lease.subnet.network_address))
         holder = self._by_base.get(base, lease.subnet)
         if holder != lease.subnet and self._applied.get(holder, NOTHING) != NOTHING:
             self._contested.setdefault(base, set()).add(lease.subnet)
             raise Ignored(f"its subnet begins as {holder} does, which another node has")
         self._refused.discard(lease.subnet)
 
-    def _usable(self) -> dict[IPv4Network, Lease]:
+    def _usable(self) -> dict[Network, Lease]:
         leases, refused = self._known.leases, self._refused
         return {subnet: lease for subnet, lease in leases.items() if subnet not in refused} if refused else leases
 
-    def _note_applied(self, subnet: IPv4Network, wanted: Wants) -> None:
+    def _note_applied(self, subnet: Network, wanted: Wants) -> None:
         for entry in self._applied.get(subnet, NOTHING).fdb:
             if self._by_mac.get(entry.mac) == subnet:
                 del self._by_mac[entry.mac]
         before = self._applied.get(subnet, NOTHING)
         bases = {(route.version, route.dst) for route in (*before.routes, *wanted.routes)}
-        bases.add((4, int(subnet.network_address)))
+        bases.add((subnet.version, int(subnet.network_address)))
         if subnet not in self._known.leases or wanted == NOTHING:
             self._applied.pop(subnet, None)
             for base in bases:
@@ -478,12 +478,12 @@ class Reconciler:
 
     def _seen_entries(self) -> Iterator[SeenEntry]:
         """Neighbours and FDB entries of our vxlan devices."""
-        for version, tunnel in ((4, self._facts.tunnel), (6, self._facts.tunnel6)):
+        for version, tunnel in ((self._own.version, self._facts.tunnel), (6, self._facts.tunnel6)):
             if tunnel is not None and tunnel.vxlan is not None:
                 yield from rtnl.dump_neighbours(self._netlink, tunnel.ifindex, version)
                 yield from rtnl.dump_fdb(self._netlink, tunnel.ifindex)
 
-    def _apply(self, changes: Changes, looked_at: Iterable[IPv4Network] = ()) -> None:
+    def _apply(self, changes: Changes, looked_at: Iterable[Network] = ()) -> None:
         """Send the changes in one batch, and keep for another try what the kernel refused.
 
         `looked_at` are leases that failed before and were compared again: they may need nothing any more.
@@ -491,7 +491,7 @@ class Reconciler:
         self._recorded.add(self._off_device(changes.routes))
         requests, owners, removals = changes.messages()
         failures = self._make_way(self._netlink.batch(requests), requests, changes)
-        failed: dict[IPv4Network, Failure] = {}
+        failed: dict[Network, Failure] = {}
         for failure in failures:
             if failure.position in removals:
                 if failure.errno not in _GONE:
@@ -528,7 +528,7 @@ class Reconciler:
             ]
         return left
 
-    def _judge(self, subnet: IPv4Network, failure: Failure | None) -> None:
+    def _judge(self, subnet: Network, failure: Failure | None) -> None:
         if failure is None:
             if self._failing.pop(subnet, None) and subnet in self._known.leases:
                 log.info(f"the lease of {subnet} is programmed now")
@@ -554,7 +554,7 @@ def _nobodys(
     return found
 
 
-def _overlap(one: IPv4Network, other: IPv4Network) -> bool:
+def _overlap(one: Network, other: Network) -> bool:
     """As ipaddress says, but in numbers: there may be thousands of leases."""
     mask = int(one.netmask) & int(other.netmask)
     return not (int(one.network_address) ^ int(other.network_address)) & mask

@@ -8,6 +8,8 @@ import stat
 from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple, TypeVar
 
+from flannel.lease import Network
+
 
 class Previous(NamedTuple):
     """What an earlier run wrote; None where it is missing or unusable."""
@@ -23,14 +25,15 @@ class Previous(NamedTuple):
 
 
 def render(
-    network: IPv4Network, subnet: IPv4Network, mtu: int, masquerade: bool,
+    network: Network, subnet: Network, mtu: int, masquerade: bool,
     network6: IPv6Network | None = None, subnet6: IPv6Network | None = None,
 ) -> str:  # fmt: skip
-    """The file's text. A subnet is written as its first host address."""
-    lines = [f"FLANNEL_NETWORK={network}", f"FLANNEL_SUBNET={subnet.network_address + 1}/{subnet.prefixlen}"]
-    if network6 is not None and subnet6 is not None:
-        lines.append(f"FLANNEL_IPV6_NETWORK={network6}")
-        lines.append(f"FLANNEL_IPV6_SUBNET={subnet6.network_address + 1}/{subnet6.prefixlen}")
+    """The file's text, of IPv6 alone where the first network is. A subnet is written as its first host address."""
+    lines = []
+    for whole, own in ((network, subnet), (network6, subnet6)):
+        if whole is not None and own is not None:
+            prefix = "FLANNEL" if whole.version == 4 else "FLANNEL_IPV6"
+            lines += [f"{prefix}_NETWORK={whole}", f"{prefix}_SUBNET={own.network_address + 1}/{own.prefixlen}"]
     lines += [f"FLANNEL_MTU={mtu}", f"FLANNEL_IPMASQ={'true' if masquerade else 'false'}"]
     return "\n".join(lines) + "\n"
 

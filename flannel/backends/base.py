@@ -9,7 +9,7 @@ from flannel.interface import External
 from flannel.kernel import rtnl
 from flannel.kernel.netlink import Netlink, NetlinkError
 from flannel.kernel.rtnl import Fdb, Link, Neigh, Route, SeenRoute
-from flannel.lease import Lease, LeaseAttrs
+from flannel.lease import Lease, LeaseAttrs, Network
 from flannel.state import Recorded
 
 
@@ -101,7 +101,7 @@ class Backend:
         """Whether a route that nobody recorded can only be ours."""
         return False
 
-    def update(self, leases: dict[IPv4Network, Lease], may_remove: bool) -> None:
+    def update(self, leases: dict[Network, Lease], may_remove: bool) -> None:
         """Learn the peers' leases, where the backend does more with them than `wants` says.
 
         `may_remove`: whether what none of them wants may go.

@@ -7,14 +7,13 @@ import queue
 import re
 import threading
 from collections.abc import Mapping
-from ipaddress import IPv4Network
 
 from flannel import log
 from flannel.backends.alloc import AllocBackend
 from flannel.backends.base import NOTHING, BackendError, Facts, Ignored, Wants
 from flannel.interface import External
 from flannel.kernel.netlink import Netlink
-from flannel.lease import Lease, LeaseAttrs
+from flannel.lease import Lease, LeaseAttrs, Network
 from flannel.netconf import NetConf, NetConfError, unread_keys
 from flannel.process import Outcome, run
 from flannel.state import Recorded
@@ -42,8 +41,8 @@ class ExtensionBackend(AllocBackend):
             log.warning(note)
         self._commands = {key: _command(conf, key) for key in _KEYS}
         self._data: str | None = None
-        self._peers: dict[IPv4Network, LeaseAttrs] = {}
-        self._jobs: queue.SimpleQueue[tuple[str, IPv4Network, LeaseAttrs]] = queue.SimpleQueue()
+        self._peers: dict[Network, LeaseAttrs] = {}
+        self._jobs: queue.SimpleQueue[tuple[str, Network, LeaseAttrs]] = queue.SimpleQueue()
 
     def prepare(self, netlink: Netlink, recorded: Recorded) -> LeaseAttrs:
         """Run the first command; what it prints is published."""
@@ -73,7 +72,7 @@ class ExtensionBackend(AllocBackend):
             raise Ignored(f"its backend is {lease.attrs.backend_type or 'udp or none'!r}, not extension")
         return NOTHING
 
-    def update(self, leases: dict[IPv4Network, Lease], may_remove: bool) -> None:
+    def update(self, leases: dict[Network, Lease], may_remove: bool) -> None:
         """Have the commands run for peers that came, changed or went."""
         peers = {subnet: lease.attrs for subnet, lease in leases.items() if lease.attrs.backend_type == self.name}
         for subnet, attrs in self._peers.items():
@@ -96,7 +95,7 @@ class ExtensionBackend(AllocBackend):
             else:
                 log.info(f"{key} for {subnet} by {attrs.public_ip}: {outcome.output.strip()[:200]}")
 
-    def _variables(self, subnet: IPv4Network, attrs: LeaseAttrs) -> dict[str, str]:
+    def _variables(self, subnet: Network, attrs: LeaseAttrs) -> dict[str, str]:
         return {"SUBNET": str(subnet), "PUBLIC_IP": str(attrs.public_ip), "IPV6SUBNET": "", "PUBLIC_IPV6": ""}
 
     def _run(self, key: str, variables: Mapping[str, str], text: str) -> Outcome:

@@ -46,7 +46,9 @@ class HostGwBackend(Backend):
             raise Ignored(f"its backend is {lease.attrs.backend_type or 'udp or none'!r}, not host-gw")
         gateway = int(lease.attrs.public_ip)
         dst, length = int(lease.subnet.network_address), lease.subnet.prefixlen
-        routes = (Route(dst, length, gateway, facts.external.ifindex),)
+        version = lease.subnet.version
+        metric = METRIC6 if version == 6 else 0
+        routes = (Route(dst, length, gateway, facts.external.ifindex, False, UNICAST, metric, version),)
         if facts.external.public6 is None or lease.subnet6 is None or lease.attrs.public_ip6 is None:
             return Wants(routes=routes)
         gateway6, dst6 = int(lease.attrs.public_ip6), int(lease.subnet6.network_address)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 
 from flannel import log
 from flannel.backends.base import (
@@ -20,7 +20,7 @@ from flannel.interface import External
 from flannel.kernel import rtnl
 from flannel.kernel.netlink import Netlink, NetlinkError
 from flannel.kernel.rtnl import Link, Route, SeenRoute
-from flannel.lease import Lease, LeaseAttrs
+from flannel.lease import Lease, LeaseAttrs, Network
 from flannel.netconf import NetConf, backend_bool, unread_keys
 from flannel.state import Recorded
 
@@ -42,7 +42,7 @@ class IpipBackend(Backend):
         for note in unread_keys(conf, ("DirectRouting",)):
             log.warning(note)
         self._external = external
-        self._subnet: IPv4Network | None = None
+        self._subnet: Network | None = None
         self._recorded = Recorded()
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 from flannel import log
 from flannel.backends.base import NOTHING, Backend, BackendError, Facts, Ignored, Wants, inner_mtu
@@ -10,7 +10,7 @@ from flannel.charon import Charon, connection, find_charon
 from flannel.interface import External
 from flannel.kernel import xfrm
 from flannel.kernel.netlink import Netlink
-from flannel.lease import Lease, LeaseAttrs
+from flannel.lease import Lease, LeaseAttrs, Network
 from flannel.netconf import NetConf, NetConfError, backend_bool, unread_keys
 from flannel.state import Recorded
 
@@ -42,7 +42,7 @@ class IpsecBackend(Backend):
         self._external = external
         self._recorded = Recorded()
         self._charon: Charon | None = None
-        self._subnet: IPv4Network | None = None
+        self._subnet: Network | None = None
         self._netlink: Netlink | None = None
         self._monitor: xfrm.Monitor | None = None
         self._unsure = True
@@ -101,15 +101,23 @@ class IpsecBackend(Backend):
             for change in changes
         )
 
-    def update(self, leases: dict[IPv4Network, Lease], may_remove: bool) -> None:
+    def update(self, leases: dict[Network, Lease], may_remove: bool) -> None:
         """Make policies and connections those of the leases."""
         if self._netlink is None or self._subnet is None or self._charon is None:
             return
         here, own = self._external.public, self._subnet
-        peers = {subnet: lease.attrs for subnet, lease in leases.items() if lease.attrs.backend_type == self.name}
+        assert isinstance(here, IPv4Address)  # it is refused with IPv6
+        assert isinstance(own, IPv4Network)
+        peers = {
+            subnet: lease.attrs.public_ip
+            for subnet, lease in leases.items()
+            if lease.attrs.backend_type == self.name
+            and isinstance(subnet, IPv4Network)
+            and isinstance(lease.attrs.public_ip, IPv4Address)
+        }
         wanted: dict[xfrm.Packets, xfrm.Policy] = {}
-        for subnet, attrs in peers.items():
-            for policy in xfrm.policies_of(own, here, subnet, attrs.public_ip):
+        for subnet, peer in peers.items():
+            for policy in xfrm.policies_of(own, here, subnet, peer):
                 wanted[policy.packets] = policy
         there = self._there
         if self._unsure:
@@ -126,8 +134,8 @@ class IpsecBackend(Backend):
         self._there = wanted
         proposals = (IKE_PROPOSAL, self._proposal)
         self._charon.want(dict(
-            connection(here, str(own), attrs.public_ip, str(subnet), proposals=proposals, encap=self._encap)
-            for subnet, attrs in peers.items()
+            connection(here, str(own), peer, str(subnet), proposals=proposals, encap=self._encap)
+            for subnet, peer in peers.items()
         ))  # fmt: skip
 
     def stop(self) -> None:

@@ -19,7 +19,7 @@ from flannel.interface import External
 from flannel.kernel import rtnl
 from flannel.kernel.netlink import Netlink, grow_receive_buffer
 from flannel.kernel.rtnl import Link, Route, SeenRoute
-from flannel.lease import Lease, LeaseAttrs
+from flannel.lease import Lease, LeaseAttrs, Network
 from flannel.netconf import NetConf, backend_int, unread_keys
 from flannel.state import Recorded
 
@@ -43,7 +43,7 @@ class UdpBackend(Backend):
             log.warning(note)
         self.mtu = inner_mtu(external.mtu, OVERHEAD)
         self._external = external
-        self._subnet: IPv4Network | None = None
+        self._subnet: Network | None = None
         self._socket: socket.socket | None = None
         self._proxy: Proxy | None = None
         self._ifindex = 0
@@ -162,9 +162,13 @@ class UdpBackend(Backend):
         """Nothing of ours outlives the device."""
         return False
 
-    def update(self, leases: dict[IPv4Network, Lease], may_remove: bool) -> None:
+    def update(self, leases: dict[Network, Lease], may_remove: bool) -> None:
         """Take over who has which subnet; all peers are spoken to on our own port."""
-        peers = {subnet: (str(lease.attrs.public_ip), self._port) for subnet, lease in leases.items()}
+        peers = {
+            subnet: (str(lease.attrs.public_ip), self._port)
+            for subnet, lease in leases.items()
+            if isinstance(subnet, IPv4Network)
+        }
         if self._proxy is not None and peers != self._peers:
             self._peers = peers
             self._proxy.table = Table(peers)

@@ -37,6 +37,7 @@ class VxlanBackend(Backend):
         self._learning = backend_bool(conf, "Learning")
         self.asks_routes = backend_bool(conf, "DirectRouting")
         self.mtu = inner_mtu(backend_int(conf, "MTU", external.mtu, 0, 0xFFFF), OVERHEAD)
+        alone6 = conf.network.version == 6
         for note in unread_keys(conf, _KEYS):
             log.warning(note)
         log.info(
@@ -45,15 +46,16 @@ class VxlanBackend(Backend):
         )
         self._external = external
         settings = Settings(self._vni, self._port, self._gbp, self._learning, self.mtu)
-        self._device = VxlanDevice(f"flannel.{self._vni}", settings, conf.network)
+        # FLANNEL_MTU stays as upstream's; senders learn of the smaller one from the device of IPv6.
+        settings6 = settings._replace(mtu=self.mtu - LONGER6)
+        dual = conf.ipv6_network is not None and external.public6 is not None
+        if (alone6 or dual) and settings6.mtu < SMALLEST_MTU6:
+            raise BackendError(f"an MTU of {self.mtu + OVERHEAD} leaves IPv6 {settings6.mtu} bytes: too few")
+        name, name6 = f"flannel.{self._vni}", f"flannel-v6.{self._vni}"
+        self._device = VxlanDevice(name6 if alone6 else name, settings6 if alone6 else settings, conf.network)
         self._device6: VxlanDevice | None = None
         if conf.ipv6_network is not None and external.public6 is not None:
-            if self.mtu - LONGER6 < SMALLEST_MTU6:
-                raise BackendError(f"an MTU of {self.mtu + OVERHEAD} leaves IPv6 {self.mtu - LONGER6} bytes: too few")
-            # FLANNEL_MTU stays as upstream's; senders learn of the smaller one from this device.
-            self._device6 = VxlanDevice(
-                f"flannel-v6.{self._vni}", settings._replace(mtu=self.mtu - LONGER6), conf.ipv6_network
-            )
+            self._device6 = VxlanDevice(name6, settings6, conf.ipv6_network)
         self._recorded = Recorded()
 
     # -- device ----------------------------------------------------------------------------------------------------
@@ -150,7 +152,8 @@ class VxlanBackend(Backend):
         if not seen.plain or all(route.oif != tunnel.ifindex for tunnel in facts.tunnels):
             return False
         form = route.onlink and route.gateway == route.dst
-        return form or (route.version == 4 and IPv4Address(route.dst) in self._network)
+        inside = route.version == 4 and self._network.version == 4 and IPv4Address(route.dst) in self._network
+        return form or inside
 
 
 def _mac_of(data: Any) -> bytes | None:

@@ -6,7 +6,7 @@ import base64
 import binascii
 import os
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from typing import Any, NamedTuple
 
 from flannel import log
@@ -26,7 +26,7 @@ from flannel.kernel import rtnl
 from flannel.kernel.netlink import Netlink, NetlinkError
 from flannel.kernel.rtnl import METRIC6, SCOPE_LINK, UNICAST, Link, Route, SeenRoute
 from flannel.kernel.wireguard import KEY_BYTES, Endpoint, Peer, Wireguard
-from flannel.lease import Lease, LeaseAttrs
+from flannel.lease import Address, Lease, LeaseAttrs, Network
 from flannel.netconf import NetConf, NetConfError, backend_int, unread_keys
 from flannel.state import Recorded
 
@@ -54,7 +54,7 @@ class WireguardBackend(Backend):
     moves = True
 
     def __init__(self, conf: NetConf, external: External) -> None:
-        self._networks: dict[int, IPv4Network | IPv6Network] = {4: conf.network}
+        self._networks: dict[int, IPv4Network | IPv6Network] = {conf.network.version: conf.network}
         if conf.ipv6_network is not None:
             self._networks[6] = conf.ipv6_network
         self._port = backend_int(conf, "ListenPort", 51820, 1, 0xFFFF)
@@ -78,7 +78,7 @@ class WireguardBackend(Backend):
         # The peers that we gave each device, and the devices whose peers have to be looked up all the same.
         self._given: dict[str, dict[bytes, Peer]] = {}
         self._unsure: set[str] = set()
-        self._told: dict[IPv4Network, str] = {}
+        self._told: dict[Network, str] = {}
 
     def _devices_of_mode(self) -> tuple[Own, ...]:
         if self._mode != "separate":
@@ -213,7 +213,7 @@ class WireguardBackend(Backend):
 
     # -- peers ---------------------------------------------------------------------------------------------------------
 
-    def update(self, leases: dict[IPv4Network, Lease], may_remove: bool) -> None:
+    def update(self, leases: dict[Network, Lease], may_remove: bool) -> None:
         """Make the devices' peers those of the leases."""
         if self._wireguard is None:
             return
@@ -240,9 +240,9 @@ class WireguardBackend(Backend):
         self._given[own.name] = dict(wanted)
         self._unsure.discard(own.name)
 
-    def _wanted_peers(self, leases: Mapping[IPv4Network, Lease]) -> dict[str, dict[bytes, Peer]]:
+    def _wanted_peers(self, leases: Mapping[Network, Lease]) -> dict[str, dict[bytes, Peer]]:
         wanted: dict[str, dict[bytes, Peer]] = {own.name: {} for own in self._own_devices}
-        holders: dict[bytes, IPv4Network] = {}
+        holders: dict[bytes, Network] = {}
         for subnet, lease in leases.items():
             if lease.attrs.backend_type != self.name:
                 continue
@@ -285,7 +285,7 @@ class WireguardBackend(Backend):
         return 4 if _is_unique_local(theirs) or _is_unique_local(ours) else 6
 
 
-def _is_private(address: IPv4Address) -> bool:
+def _is_private(address: Address) -> bool:
     return any(address in IPv4Network(one) for one in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))
 
 

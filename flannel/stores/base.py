@@ -7,10 +7,10 @@ becomes of kernel state: it says what it knows, and how sure it is.
 from __future__ import annotations
 
 from collections.abc import Callable
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv6Network
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
-from flannel.lease import Lease, LeaseAttrs
+from flannel.lease import Lease, LeaseAttrs, Network
 
 if TYPE_CHECKING:
     from flannel.netconf import NetConf
@@ -89,7 +89,7 @@ class Store(Protocol):
         """Return the network configuration's JSON text; raises StoreError (the caller asks again)."""
 
     def acquire(
-        self, conf: NetConf, attrs: LeaseAttrs, previous: IPv4Network | None, previous6: IPv6Network | None = None
+        self, conf: NetConf, attrs: LeaseAttrs, previous: Network | None, previous6: IPv6Network | None = None
     ) -> Lease:  # fmt: skip
         """Get this node's lease: its old one, else `previous` if it is free, else a free subnet; in dual stack the same
         with `previous6`. Raises StoreError."""

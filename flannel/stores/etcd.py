@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING
 
-from flannel.lease import Lease, LeaseAttrs
+from flannel.lease import Lease, LeaseAttrs, Network
 from flannel.stores.allocate import fits
 from flannel.stores.base import Log, Post, Remembered, Renewed, StoreError
 from flannel.stores.etcd_client import EtcdClient, KeyValue, TlsFiles
@@ -85,9 +85,11 @@ class EtcdStore(LeaseOwner[Own]):
     # -- getting a lease -------------------------------------------------------------------------------------------
 
     def acquire(
-        self, conf: NetConf, attrs: LeaseAttrs, previous: IPv4Network | None, previous6: IPv6Network | None = None
+        self, conf: NetConf, attrs: LeaseAttrs, previous: Network | None, previous6: IPv6Network | None = None
     ) -> Lease:  # fmt: skip
         """Reuse this node's lease, else take `previous` if it is free, else one of the first free subnets."""
+        if not isinstance(conf.network, IPv4Network) or isinstance(previous, IPv6Network):
+            raise StoreError("the keys of leases in etcd begin with an IPv4 subnet: IPv6 alone needs --kube-subnet-mgr")
         with self._changed:
             self._own, self._network, self._attrs = None, conf.network, attrs
             self._network6 = conf.ipv6_network

@@ -123,6 +123,7 @@ def choose_subnets(
     Raises StoreError where none is free.
     """
     network, network6 = conf.network, conf.ipv6_network
+    assert isinstance(network, IPv4Network)  # all else is refused
     taken = [one.subnet for one in entries if one.subnet.subnet_of(network) and one.subnet != network]
     subnet = previous
     if previous is None or not fits(conf._replace(ipv6_network=None), previous) or any(map(previous.overlaps, taken)):

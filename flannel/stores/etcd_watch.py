@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv6Network
 from typing import Literal, NamedTuple, Protocol
 
-from flannel.lease import Lease, LeaseAttrs
+from flannel.lease import Lease, LeaseAttrs, Network
 from flannel.stores.base import Log, Post, StoreError
 from flannel.stores.etcd_client import EtcdClient, KeyValue, key_value
 from flannel.stores.etcd_messages import Values
@@ -29,7 +29,7 @@ class Owner(Protocol):
     """Who holds the own lease."""
 
     @property
-    def network(self) -> IPv4Network | None:
+    def network(self) -> Network | None:
         """The Network, once it is known."""
 
     @property

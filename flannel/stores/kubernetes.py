@@ -10,19 +10,19 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from urllib.parse import quote
 
-from flannel.lease import Lease, LeaseAttrs
+from flannel.lease import Lease, LeaseAttrs, Network
 from flannel.stores.base import Log, Post, Remembered, StoreError
 from flannel.stores.kubernetes_http import KubeClient, RefusedError
 from flannel.stores.kubernetes_nodes import (
     Addresses,
-    Cidrs,
     Keys,
     Node,
     annotations_patch,
+    counted,
     is_managed,
     network_available_patch,
     overwritten,
@@ -107,7 +107,8 @@ class KubernetesStore(LeaseOwner[Own]):
         """What the node's annotations say: an operator's word on its address, and what was published last."""
         node = self._persist(f"reading the node {self.node_name!r}", self._get_node)
         try:
-            before = published(node, self._keys) if is_managed(node, self._keys) else None
+            alone6 = self._keys.public_ip not in node.annotations and self._keys.public_ip6 in node.annotations
+            before = published(node, self._keys, 6 if alone6 else 4) if is_managed(node, self._keys) else None
         except ValueError as error:
             before = None
             self._log("warning", f"What this node published before cannot be read: {error}")
@@ -142,7 +143,7 @@ class KubernetesStore(LeaseOwner[Own]):
     # -- the own lease ---------------------------------------------------------------------------------------------
 
     def acquire(
-        self, conf: NetConf, attrs: LeaseAttrs, previous: IPv4Network | None, previous6: IPv6Network | None = None
+        self, conf: NetConf, attrs: LeaseAttrs, previous: Network | None, previous6: IPv6Network | None = None
     ) -> Lease:  # fmt: skip
         """Annotate the node, and return the subnet that Kubernetes gave it."""
         lease, addresses = self._persist("acquiring a lease", lambda: self._claim(conf, attrs))
@@ -165,17 +166,18 @@ class KubernetesStore(LeaseOwner[Own]):
             cidrs = pod_cidrs(node)
         except ValueError as error:
             raise _FinalError(f"node {self.node_name!r}: {error}") from None
-        if cidrs.v4 is None or (network6 is not None and cidrs.v6 is None):
-            version = "" if cidrs.v4 is None else ", of IPv6"
+        first, second = counted(cidrs, conf.network.version, network6 is not None)
+        if first is None or (network6 is not None and second is None):
+            version = ", of IPv6" if first is not None or conf.network.version == 6 else ""
             raise StoreError(
                 f"node {self.node_name!r}: pod cidr not assigned{version}; Kubernetes' controller-manager assigns one "
                 "with --allocate-node-cidrs and --cluster-cidr, or whoever makes the node sets spec.podCIDR"
             )
         outside = None
-        if not cidrs.v4.subnet_of(conf.network):
-            outside = f"{cidrs.v4} is not within the Network {conf.network}"
-        elif network6 is not None and cidrs.v6 is not None and not cidrs.v6.subnet_of(network6):
-            outside = f"{cidrs.v6} is not within the IPv6Network {network6}"
+        if not _within(first, conf.network):
+            outside = f"{first} is not within the {'IPv6' if first.version == 6 else ''}Network {conf.network}"
+        elif network6 is not None and second is not None and not second.subnet_of(network6):
+            outside = f"{second} is not within the IPv6Network {network6}"
         if outside:
             raise _FinalError(
                 f"node {self.node_name!r}: its podCIDR {outside} of {self._conf_path}; it and Kubernetes' "
@@ -183,7 +185,7 @@ class KubernetesStore(LeaseOwner[Own]):
             )
         addresses = self._addresses(node, attrs)
         self._write_annotations(node, attrs, addresses)
-        return Lease(cidrs.v4, attrs, subnet6=None if network6 is None else cidrs.v6), addresses
+        return Lease(first, attrs, subnet6=second), addresses
 
     def _write_annotations(self, node: Node, attrs: LeaseAttrs, addresses: Addresses) -> list[str]:
         """Patch those annotations that are not what they have to be; return their names."""
@@ -312,10 +314,9 @@ class KubernetesStore(LeaseOwner[Own]):
         except ValueError as error:
             self._log("error", f"Node {self.node_name!r}: {error}")
             return
-        if self._network6 is None:
-            cidrs = Cidrs(cidrs.v4, None)
-        if cidrs != (own.lease.subnet, own.lease.subnet6):
-            now = ", ".join(str(cidr) for cidr in cidrs if cidr is not None) or "empty"
+        now_counted = counted(cidrs, own.lease.subnet.version, self._network6 is not None)
+        if now_counted != (own.lease.subnet, own.lease.subnet6):
+            now = ", ".join(str(cidr) for cidr in now_counted if cidr is not None) or "empty"
             self.lease_gone(own.generation, f"the podCIDR of node {self.node_name!r} is {now} now")
             return
         addresses = self._addresses(node, attrs)
@@ -326,6 +327,15 @@ class KubernetesStore(LeaseOwner[Own]):
             with self._changed:
                 self._unwritten = True
                 self._changed.notify_all()
+
+
+def _within(subnet: Network, network: Network) -> bool:
+    first, last = network.network_address, network.broadcast_address
+    return (
+        subnet.version == network.version
+        and int(first) <= int(subnet.network_address)
+        and int(subnet.broadcast_address) <= int(last)
+    )
 
 
 def _network6(conf: NetConf) -> IPv6Network | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, NamedTuple
 
-from flannel.lease import LeaseAttrs
+from flannel.lease import LeaseAttrs, Network
 from flannel.stores.base import StoreError
 from flannel.stores.leasecodec import parse_address, quoted
 
@@ -54,9 +54,9 @@ class Cidrs(NamedTuple):
 
 
 class Addresses(NamedTuple):
-    """The addresses that peers are to use."""
+    """The addresses that peers are to use. Without a `v4` there is IPv6 alone."""
 
-    v4: IPv4Address
+    v4: IPv4Address | None
     v6: IPv6Address | None
 
 
@@ -130,9 +130,22 @@ def is_managed(node: Node, keys: Keys) -> bool:
     return node.annotations.get(keys.managed) == "true"
 
 
-def published(node: Node, keys: Keys) -> LeaseAttrs:
-    """What the node's flanneld has published, of both IP versions. Raises ValueError that names the fault."""
+def counted(cidrs: Cidrs, version: int, dual: bool) -> tuple[Network | None, IPv6Network | None]:
+    """Those podCIDRs that count in a network of that IP version, or of both."""
+    return (cidrs.v6, None) if version == 6 else (cidrs.v4, cidrs.v6 if dual else None)
+
+
+def published(node: Node, keys: Keys, version: int = 4) -> LeaseAttrs:
+    """What the node's flanneld has published: of both IP versions, or, for `version` 6, of IPv6 alone.
+
+    Raises ValueError that names the fault.
+    """
     annotations = node.annotations
+    if version == 6:
+        address6, data6 = _published6(annotations, keys)
+        if address6 is None:
+            raise ValueError("it has no public-ipv6 annotation")
+        return LeaseAttrs(address6, annotations.get(keys.backend_type, ""), data6)
     text = annotations.get(keys.public_ip)
     if text is None:
         raise ValueError("it has no public-ip annotation")
@@ -141,14 +154,18 @@ def published(node: Node, keys: Keys) -> LeaseAttrs:
     except ValueError:
         raise ValueError(f"its public-ip annotation is no IPv4 address: {quoted(text)}") from None
     data, backend_type = _json(annotations, keys.backend_data), annotations.get(keys.backend_type, "")
+    return LeaseAttrs(address, backend_type, data, *_published6(annotations, keys))
+
+
+def _published6(annotations: Mapping[str, str], keys: Keys) -> tuple[IPv6Address | None, Any]:
     text = annotations.get(keys.public_ip6, "")
     if not text:
-        return LeaseAttrs(address, backend_type, data)
+        return None, None
     try:
-        address6 = parse_address6(text)
+        address = parse_address6(text)
     except ValueError:
         raise ValueError(f"its public-ipv6 annotation is no IPv6 address: {quoted(text)}") from None
-    return LeaseAttrs(address, backend_type, data, address6, _json(annotations, keys.backend_data6))
+    return address, _json(annotations, keys.backend_data6)
 
 
 def _json(annotations: Mapping[str, str], key: str) -> Any:
@@ -161,10 +178,11 @@ def _json(annotations: Mapping[str, str], key: str) -> Any:
 
 def overwritten(node: Node, keys: Keys, attrs: LeaseAttrs) -> tuple[Addresses, list[str]]:
     """The addresses that peers are to use: an operator's, else the node's own; and what is wrong with the former."""
-    v4, v6, faults = attrs.public_ip, attrs.public_ip6, []
+    first, faults = attrs.public_ip, []
+    v4, v6 = (first, attrs.public_ip6) if isinstance(first, IPv4Address) else (None, first)
     text = node.annotations.get(keys.public_ip_overwrite, "")
     try:
-        v4 = parse_address(text) if text else v4
+        v4 = parse_address(text) if text and v4 is not None else v4
     except ValueError:
         faults.append(f"the annotation {keys.public_ip_overwrite} is no IPv4 address: {quoted(text)}; publishing {v4}")
     text = node.annotations.get(keys.public_ip6_overwrite, "")
@@ -177,9 +195,11 @@ def overwritten(node: Node, keys: Keys, attrs: LeaseAttrs) -> tuple[Addresses, l
 
 def wanted_annotations(attrs: LeaseAttrs, addresses: Addresses, keys: Keys) -> dict[str, str]:
     """What a node is annotated with."""
-    wanted = {
-        keys.managed: "true",
-        keys.backend_type: attrs.backend_type,
+    wanted = {keys.managed: "true", keys.backend_type: attrs.backend_type}
+    if addresses.v4 is None:
+        data = _text(attrs.backend_type, attrs.backend_data)
+        return wanted | {keys.backend_data6: data, keys.public_ip6: str(addresses.v6)}
+    wanted |= {
         keys.backend_data: _text(attrs.backend_type, attrs.backend_data),
         keys.public_ip: str(addresses.v4),
     }

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from typing import Any, NamedTuple, Protocol
 
-from flannel.lease import Lease
+from flannel.lease import Lease, Network
 from flannel.stores.base import Event, Log, Post, StoreError
 from flannel.stores.kubernetes_http import KubeClient, Lines, RefusedError, UnreachableError, status_error
-from flannel.stores.kubernetes_nodes import Cidrs, Keys, Node, is_managed, pod_cidrs, published, read_node
+from flannel.stores.kubernetes_nodes import Cidrs, Keys, Node, counted, is_managed, pod_cidrs, published, read_node
 from flannel.stores.leasecodec import overlap, quoted, why_unusable
 from flannel.stores.table import LeaseTable
 from flannel.stores.watcher import Watcher, why_clashing
@@ -50,7 +50,7 @@ class Owner(Protocol):
         """The own node's name."""
 
     @property
-    def network(self) -> IPv4Network | None:
+    def network(self) -> Network | None:
         """The Network, once it is known."""
 
     @property
@@ -152,9 +152,10 @@ class NodeWatcher(Watcher[str]):
         except ValueError:
             return lease
 
-    def _usable(self, cidrs: Cidrs) -> Cidrs:
+    def _usable(self, cidrs: Cidrs) -> tuple[Network | None, IPv6Network | None]:
         """Those podCIDRs that count in this network."""
-        return cidrs if self._owner.network6 is not None else Cidrs(cidrs.v4, None)
+        network = self._owner.network
+        return counted(cidrs, network.version if network is not None else 4, self._owner.network6 is not None)
 
     def _name_shadowed(self) -> None:
         for name, lease in self._table.shadowed_leases():
@@ -249,9 +250,9 @@ class NodeWatcher(Watcher[str]):
         if network is None:
             return None
         try:
-            attrs, (subnet, subnet6) = published(node, self._keys), self._usable(pod_cidrs(node))
+            attrs, (subnet, subnet6) = published(node, self._keys, network.version), self._usable(pod_cidrs(node))
             if subnet is None:
-                raise ValueError("it has no IPv4 podCIDR")
+                raise ValueError(f"it has no IPv{network.version} podCIDR")
         except ValueError as error:
             self._warn(node.name, str(error))
             return None

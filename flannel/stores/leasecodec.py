@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from socket import AF_INET, inet_pton
 from typing import Any
 
-from flannel.lease import Lease, LeaseAttrs, Subnet
+from flannel.lease import Lease, LeaseAttrs, Network, Subnet
 
 #: Every type that a flannel node may publish; udp and alloc publish none.
 KNOWN_TYPES = frozenset(
@@ -15,7 +15,7 @@ KNOWN_TYPES = frozenset(
 )
 
 
-def lease_key(subnet: IPv4Network, subnet6: IPv6Network | None = None) -> str:
+def lease_key(subnet: Network, subnet6: IPv6Network | None = None) -> str:
     """Return a subnet's key below `subnets/`, or that of a pair of them."""
     more = f"&{subnet6.network_address}-{subnet6.prefixlen}" if subnet6 is not None else ""
     return f"{subnet.network_address}-{subnet.prefixlen}{more}"
@@ -95,11 +95,13 @@ def _parse_address6(value: Any) -> IPv6Address | None:
         raise ValueError(f"its PublicIPv6 is no IPv6 address: {quoted(value)}") from error
 
 
-def why_unusable(lease: Lease, network: IPv4Network, network6: IPv6Network | None = None) -> str:
+def why_unusable(lease: Lease, network: Network, network6: IPv6Network | None = None) -> str:
     """Return why a peer's lease cannot be used within `network` (and `network6` in dual stack), "" if it can.
 
     A value in etcd is a stranger's word: one bad lease must cost that lease only.
     """
+    if isinstance(network, IPv6Network):
+        return _why_unusable_alone(lease, network)
     # In numbers, because the properties of ipaddress take ten times as long, and there may be thousands of leases.
     attrs, subnet, mask, base = lease.attrs, lease.subnet, int(network.netmask), int(network.network_address)
     if subnet.prefixlen <= network.prefixlen or int(subnet.network_address) & mask != base:
@@ -116,18 +118,31 @@ def why_unusable(lease: Lease, network: IPv4Network, network6: IPv6Network | Non
     return why or (_why_unusable6(lease, network6) if network6 is not None else "")
 
 
+def _why_unusable_alone(lease: Lease, network: IPv6Network) -> str:
+    """The same with IPv6 alone."""
+    attrs = lease.attrs
+    if attrs.backend_type not in KNOWN_TYPES:
+        return f"its BackendType {quoted(attrs.backend_type)} is unknown"
+    if not isinstance(lease.subnet, IPv6Network) or not isinstance(attrs.public_ip, IPv6Address):
+        return "it is not of IPv6"
+    return _why_bad6(lease.subnet, attrs.public_ip, attrs.backend_type, attrs.backend_data, network)
+
+
 def _why_unusable6(lease: Lease, network: IPv6Network) -> str:
     attrs, subnet = lease.attrs, lease.subnet6
     if subnet is None or attrs.public_ip6 is None:
         return ""  # a node without IPv6: what it has is used
+    return _why_bad6(subnet, attrs.public_ip6, attrs.backend_type, attrs.backend_data6, network)
+
+
+def _why_bad6(subnet: IPv6Network, ip: IPv6Address, kind: str, data: Any, network: IPv6Network) -> str:
     if subnet.prefixlen <= network.prefixlen or not subnet.subnet_of(network):
         return f"its subnet {subnet} is not a part of the IPv6Network {network}"
-    ip = attrs.public_ip6
     if ip.is_unspecified or ip.is_loopback or ip.is_multicast:
         return f"its PublicIPv6 {ip} is no node's address"
     if ip in network:
         return f"its PublicIPv6 {ip} lies inside the IPv6Network {network}, and would be reached through itself"
-    return _why_bad_vxlan(attrs.backend_data6) if attrs.backend_type == "vxlan" else ""
+    return _why_bad_vxlan(data) if kind == "vxlan" else ""
 
 
 def _why_bad_vxlan(data: Any) -> str:
@@ -140,9 +155,9 @@ def _why_bad_vxlan(data: Any) -> str:
     return ""
 
 
-def overlap(one: IPv4Network, other: IPv4Network) -> bool:
-    """Return whether two subnets share addresses."""
-    host_bits = 32 - min(one.prefixlen, other.prefixlen)
+def overlap(one: Network, other: Network) -> bool:
+    """Return whether two subnets of one IP version share addresses."""
+    host_bits = one.max_prefixlen - min(one.prefixlen, other.prefixlen)
     return int(one.network_address) >> host_bits == int(other.network_address) >> host_bits
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv6Network
 from typing import Generic, Protocol, TypeVar
 
-from flannel.lease import Lease, LeaseAttrs
+from flannel.lease import Lease, LeaseAttrs, Network
 from flannel.stores.base import LeaseLost, Post
 
 
@@ -29,7 +29,7 @@ class LeaseOwner(Generic[OwnT]):
     """Holds the own lease; `_changed` guards it, and is notified of what the keeping thread has to look at."""
 
     def __init__(self) -> None:
-        self._network: IPv4Network | None = None
+        self._network: Network | None = None
         self._network6: IPv6Network | None = None
         self._attrs: LeaseAttrs | None = None
         self._own: OwnT | None = None
@@ -38,7 +38,7 @@ class LeaseOwner(Generic[OwnT]):
         self._post: Post | None = None
 
     @property
-    def network(self) -> IPv4Network | None:
+    def network(self) -> Network | None:
         """The Network that the lease was acquired in."""
         return self._network
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from ipaddress import IPv4Network
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from flannel.lease import Lease
+from flannel.lease import Lease, Network
 from flannel.stores.base import Event
 
 Key = TypeVar("Key", bound=Hashable)
@@ -25,7 +24,7 @@ class LeaseTable(Generic[Key]):
 
     def __init__(self) -> None:
         self._held: dict[Key, _Held] = {}
-        self._keys: dict[IPv4Network, list[Key]] = {}
+        self._keys: dict[Network, list[Key]] = {}
 
     def get(self, key: Key) -> Lease | None:
         """Return the lease at a key."""
@@ -67,7 +66,7 @@ class LeaseTable(Generic[Key]):
         doubles = [key for keys in self._keys.values() if len(keys) > 1 for key in keys]
         return [(key, self._held[key].lease) for key in doubles if self.shadowed(self._held[key].lease)]
 
-    def _winner(self, subnet: IPv4Network) -> Lease | None:
+    def _winner(self, subnet: Network) -> Lease | None:
         keys = self._keys.get(subnet)
         if not keys:
             return None

@@ -116,12 +116,16 @@ class Node:
     def start(
         self, *flags: str, backend: dict[str, Any] | None = None, grace: float = 300.0, ready: bool = True,
         environment: dict[str, str] | None = None, network: str = "10.244.0.0/16", subnet: str = OWN,
-        nftables: bool = False, dual: bool = False, broken: Sequence[str] = (),
+        nftables: bool = False, dual: bool = False, alone6: bool = False, broken: Sequence[str] = (),
     ) -> Flanneld:  # fmt: skip
         """Start flanneld; wait until it runs its backend."""
         conf = {"Network": network, "EnableNFTables": nftables, "Backend": backend or {"Type": "vxlan"}}
         if dual:
             conf |= {"EnableIPv6": True, "IPv6Network": "fd00:10:244::/56"}
+        if alone6:
+            conf |= {"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd00:10:244::/56"}
+            del conf["Network"]
+            subnet = "fd00:10:244:1::/64"
         own6 = "fd00:10:244:1::/64" if dual else ""
         steered = json.dumps({"conf": conf, "subnet": subnet, "subnet6": own6, "grace": grace, "broken": [*broken]})
         daemon = Flanneld(

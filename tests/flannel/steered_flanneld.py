@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 
 sys.dont_write_bytecode = True
@@ -23,7 +23,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 from flannel import cli, daemon
 from flannel.backends.base import Facts, Wants
 from flannel.backends.vxlan import VxlanBackend
-from flannel.lease import Lease, LeaseAttrs
+from flannel.lease import Lease, LeaseAttrs, Network
 from flannel.netconf import NetConf
 from flannel.reconcile import Reconciler
 from flannel.stores.base import Event, LeaseLost, Post, Remembered, Snapshot, StoreDown
@@ -34,9 +34,9 @@ STEERED: dict[str, Any] = json.loads(os.environ["STEERED"])
 def lease(given: dict[str, Any]) -> Lease:
     """Read a lease of the test's."""
     ip6 = IPv6Address(given["ip6"]) if given.get("ip6") else None
-    attrs = LeaseAttrs(IPv4Address(given["ip"]), given["type"], given.get("data"), ip6, given.get("data6"))
+    attrs = LeaseAttrs(ip_address(given["ip"]), given["type"], given.get("data"), ip6, given.get("data6"))
     subnet6 = IPv6Network(given["subnet6"]) if given.get("subnet6") else None
-    return Lease(IPv4Network(given["subnet"]), attrs, subnet6=subnet6)
+    return Lease(ip_network(given["subnet"]), attrs, subnet6=subnet6)
 
 
 class SteeredStore:
@@ -53,11 +53,11 @@ class SteeredStore:
         return json.dumps(STEERED["conf"])
 
     def acquire(
-        self, conf: NetConf, attrs: LeaseAttrs, previous: IPv4Network | None, previous6: IPv6Network | None = None
+        self, conf: NetConf, attrs: LeaseAttrs, previous: Network | None, previous6: IPv6Network | None = None
     ) -> Lease:  # fmt: skip
         self.update(attrs)
         subnet6 = IPv6Network(STEERED["subnet6"]) if STEERED.get("subnet6") else None
-        return Lease(IPv4Network(STEERED["subnet"]), attrs, subnet6=subnet6)
+        return Lease(ip_network(STEERED["subnet"]), attrs, subnet6=subnet6)
 
     def update(self, attrs: LeaseAttrs) -> None:
         published = {"ip": str(attrs.public_ip), "type": attrs.backend_type, "data": attrs.backend_data}
@@ -95,7 +95,7 @@ def break_parts(names: list[str]) -> None:
     def broken(*_: object) -> Any:
         raise ZeroDivisionError(SECRET)
 
-    def is_bad(subnet: IPv4Network) -> bool:
+    def is_bad(subnet: Network) -> bool:
         return str(subnet) == "10.244.66.0/24"
 
     wants, take = VxlanBackend.wants, Reconciler.take

@@ -34,8 +34,12 @@ def test_subnets_follow_from_the_network(text: str, low: str, high: str, length:
 
 def test_an_ipv6_network_has_its_own_subnets() -> None:
     read = parse('{"enableIPv6":true,"ipv6Network":"fc00::/48","enableIPv4":false}')  # 2.15
+    # With IPv6 alone it is the only network that there is.
+    assert (str(read.subnet_min), str(read.subnet_max)) == ("fc00:0:0:1::", "fc00:0:0:ffff::")
+    assert (read.subnet_len, read.network.version, read.ipv6_network) == (64, 6, None)
+    read = parse('{"enableIPv6":true,"ipv6Network":"fc00::/48","network":"10.3.0.0/16"}')
     assert (str(read.ipv6_subnet_min), str(read.ipv6_subnet_max)) == ("fc00:0:0:1::", "fc00:0:0:ffff::")
-    assert read.ipv6_subnet_len == 64
+    assert (read.ipv6_subnet_len, str(read.network)) == (64, "10.3.0.0/16")
 
 
 def both(**keys: Any) -> str:

@@ -32,7 +32,7 @@ def refused(node: Node, *flags: str, dual: bool = False) -> Flanneld:
 def order(*given: tuple[str, int]) -> list[str]:
     family = IPv6Address if ":" in given[0][0] else IPv4Address
     made = [Address(1, int(family(text)), 24, 0, flags) for text, flags in given]
-    return [str(one) for one in _ordered(made, family)]  # type: ignore[type-var]
+    return [str(one) for one in _ordered(made, family)]
 
 
 def test_global_addresses_come_before_link_local_ones() -> None:

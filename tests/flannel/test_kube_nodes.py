@@ -13,7 +13,7 @@ from flannel.lease import Lease
 from flannel.netconf import parse
 from flannel.stores.kubernetes_nodes import Keys, is_managed, pod_cidrs, published, read_node, wanted_annotations
 from flannel.stores.kubernetes_nodes import overwritten as overwrite
-from flannel.stores.leasecodec import why_unusable
+from flannel.stores.leasecodec import overlap, why_unusable
 
 KEYS = Keys("flannel.alpha.coreos.com")
 CONF = parse(
@@ -57,7 +57,7 @@ def test_no_node_does_harm(value: Any) -> None:
             why = why_unusable(Lease(v4, attrs, subnet6=v6), CONF.network, CONF.ipv6_network)
             assert why.isprintable()
             if not why:
-                assert v4.subnet_of(CONF.network)
+                assert overlap(v4, CONF.network)
 
 
 def test_a_good_node_is_good() -> None:

@@ -201,8 +201,9 @@ def test_dual_stack_needs_both_pod_cidrs(api: Api, make_store: MakeStore, conf_b
 )
 def test_which_backends_publish_ipv6(kind: str, data6: Any, wanted: str | None) -> None:
     """flannel-behaviour.md, 4.1.10."""
-    attrs = LeaseAttrs(IPv4Address("192.0.2.1"), kind, None, IPv6Address("2001:db8::1"), data6)
+    address = IPv4Address("192.0.2.1")
+    attrs = LeaseAttrs(address, kind, None, IPv6Address("2001:db8::1"), data6)
     keys = Keys("flannel.alpha.coreos.com")
-    texts = wanted_annotations(attrs, Addresses(attrs.public_ip, attrs.public_ip6), keys)
+    texts = wanted_annotations(attrs, Addresses(address, attrs.public_ip6), keys)
     assert texts.get(keys.backend_data6) == wanted
     assert texts.get(keys.public_ip6) == (None if wanted is None else "2001:db8::1")
