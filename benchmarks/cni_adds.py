@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -29,25 +30,25 @@ def conf(bridge: str, plugin: str, delegate: Path) -> bytes:
     ).encode()
 
 
-def run(plugin: str, command: str, pod: str, given: bytes, folder: Path) -> float:
-    """Run a plugin; seconds."""
+def run(plugin: str, command: str, pod: str, given: bytes, folder: Path) -> tuple[float, float]:
+    """Run a plugin; seconds, and those of the processor."""
     environment = {
         "CNI_COMMAND": command, "CNI_CONTAINERID": pod, "CNI_NETNS": f"/run/netns/{pod}", "CNI_IFNAME": "eth0",
         "CNI_PATH": str(folder), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
     }  # fmt: skip
-    began = time.perf_counter()
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     ended = subprocess.run([plugin], input=given, capture_output=True, env=environment, check=False)
-    took = time.perf_counter() - began
+    took, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     if ended.returncode:
         sys.exit(f"{plugin} {command}: {ended.stdout.decode()} {ended.stderr.decode()}")
-    return took
+    return took, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main() -> None:
-    """Print {plugin: [seconds of each ADD]}."""
+    """Print {plugin: [[seconds, the processor's] of each ADD]}."""
     rounds, folder, bridge, plugins = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4:]
     delegate = folder / "bridge"
-    took: dict[str, list[float]] = {plugin: [] for plugin in [*plugins, str(delegate)]}
+    took: dict[str, list[tuple[float, float]]] = {plugin: [] for plugin in [*plugins, str(delegate)]}
     for number in range(rounds):
         for plugin, seen in took.items():
             pod = f"pod{os.getpid()}-{number}"
