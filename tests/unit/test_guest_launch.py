@@ -108,11 +108,11 @@ def test_a_run_in_a_guest_keeps_track_of_its_labs_in_there(monkeypatch: pytest.M
     assert runs.environment(slow)["TESTBED_TIME_SCALE"] == "2", "whoever says so knows better"
 
 
-def test_an_unknown_kernel_and_a_kept_guest_are_refused(tmp_path: Path) -> None:
+def test_an_unknown_kernel_and_a_kept_guest_are_refused() -> None:
     with pytest.raises(InputError, match="hots"):
         runs.choose("vxlan", ["--kernel", "hots"])
     with pytest.raises(InputError) as raised:
-        runs.in_guest("vxlan", ["--keep", "--reports", str(tmp_path / "r")])
+        runs.refuse_what_guests_cannot(["--keep"])
     assert "--kernel host" in raised.value.hint
 
 
