@@ -90,14 +90,18 @@ class Charon:
         """
         self._stopping = True
         os.eventfd_write(self._wake, 1)
-        if self._handle >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+        self._kill()
         if self._thread.is_alive():
             self._thread.join(_ENDS_WITHIN)
+        self._kill()  # it may just have been started again
         if self._handle >= 0 and _readable(_ENDS_WITHIN, self._handle):
             self._reap()
         log.info("Stopped charon daemon")
+
+    def _kill(self) -> None:
+        if self._handle >= 0:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
 
     # -- the process ---------------------------------------------------------------------------------------------------
 
