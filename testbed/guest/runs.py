@@ -151,10 +151,12 @@ def in_guest(run: str, options: Sequence[str], kernel: Kernel, part: Path) -> in
 def deferrable(run: str, options: Sequence[str]) -> tuple[str, ...]:
     """The features that checks of a run need of their own and this machine's kernel lacks.
 
-    None where all of the run is to be on this kernel, or no guest kernel is there: for a few checks none is built.
+    None where all of the run is to be on this kernel, or no guest kernel is there, or only a slow one: for a few checks
+    none is built, and no whole lab brought up in QEMU.
     """
     if (value_of("--kernel", options) or "auto") != "auto" or (value_of("--lab", options) or "netns") != "netns":
         return ()
     wanted = {row.needs for row in load_catalogue().values() if run in row.backends and row.needs in KERNEL_NEEDS}
     missing = lacking("", sorted(wanted)) if wanted else ()
-    return missing if missing and ready_kernel() is not None else ()
+    kernel = ready_kernel((*needs(run, options), *missing)) if missing else None
+    return missing if kernel and kernel.way not in SLOWER else ()

@@ -141,14 +141,16 @@ def test_only_an_auto_run_leaves_checks_to_a_guest(monkeypatch: pytest.MonkeyPat
 
     rows = {"ECMP-05": replace(load_catalogue()["ECMP-05"], backends=("vxlan",), needs="netem")}
     monkeypatch.setattr(runs, "load_catalogue", lambda: rows)
-    monkeypatch.setattr(runs, "ready_kernel", lambda: Kernel(Path("/k"), "7", "built"))
+    monkeypatch.setattr(runs, "ready_kernel", lambda _: Kernel(Path("/k"), "7", "built"))
     monkeypatch.setattr(runs, "lacking", lambda run, features: tuple(features))
     assert runs.deferrable("vxlan", []) == ("netem",)
     assert runs.deferrable("udp", []) == ()
     assert runs.deferrable("vxlan", ["--kernel", "host"]) == ()
     assert runs.deferrable("vxlan", ["--lab=clab"]) == ()
-    monkeypatch.setattr(runs, "ready_kernel", lambda: None)
+    monkeypatch.setattr(runs, "ready_kernel", lambda _: None)
     assert runs.deferrable("vxlan", []) == ()
+    monkeypatch.setattr(runs, "ready_kernel", lambda _: Kernel(Path("/k"), "6.1", "qemu"))
+    assert runs.deferrable("vxlan", []) == (), "a whole lab in QEMU for a few checks is too much"
 
 
 def test_an_unknown_kernel_is_refused_also_where_none_is_needed() -> None:
