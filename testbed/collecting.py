@@ -144,13 +144,15 @@ def select(session: pytest.Session, config: pytest.Config, items: list[pytest.It
             run.options.backend not in row.backends
             or rules not in (None, "", run.flannel.rules)
             or (row.needs == IPV6_NEEDED and run.flannel.network6 is None)
+            or (row.needs != IPV6_NEEDED and not run.flannel.ipv4)
         )
         (dropped if elsewhere or without_path else kept).append(item)
     if whole_suites(config):
         kept += [
             unwritten(session, row)
             for row in checks.load_catalogue().values()
-            if row.smoke and run.options.backend in row.backends and row.id not in found and row.needs != IPV6_NEEDED
+            if row.smoke and run.options.backend in row.backends and row.id not in found
+            if row.needs != IPV6_NEEDED and run.flannel.ipv4
         ]
     order = {row: position for position, row in enumerate(checks.load_catalogue())}
     kept.sort(key=lambda item: order[row_of(item).id] if item.get_closest_marker("check") else -1)

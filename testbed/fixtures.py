@@ -37,10 +37,17 @@ class Path:
     kind: str
     source: Pod
     target: Place
-    address: IPv4Address  # the target's
+    address4: IPv4Address | None  # the target's
     source_node: Node
     target_node: Node
     wires: tuple[str, str] = ("", "")  # where to look for what both nodes' links carry, see `wire_of`
+
+    @property
+    def address(self) -> IPv4Address:
+        """The target's IPv4 address; LabError where pods have IPv6 alone."""
+        if self.address4 is None:
+            raise LabError("this path's target has no IPv4 address", where=self.kind)
+        return self.address4
 
     @property
     def source_nic(self) -> str:
@@ -319,6 +326,6 @@ def resolve(cluster: Cluster, spec: PathSpec) -> Path:
     if spec.target in cluster.pods:
         pod = cluster.pods[spec.target]
         wires = wire_of(cluster, source.node.name), wire_of(cluster, pod.node.name)
-        return Path(spec.kind, source, pod, pod.address, source.node, pod.node, wires)
+        return Path(spec.kind, source, pod, pod.address4, source.node, pod.node, wires)
     node = cluster.lab.node(spec.target)
     return Path(spec.kind, source, node, cluster.lab.spec.node(spec.target).ip, source.node, node)

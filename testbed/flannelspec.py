@@ -35,6 +35,8 @@ _FEATURES: Mapping[str, tuple[str, ...]] = {
 
 _OVERHEAD: Mapping[str, int] = {"vxlan": 50, "host-gw": 0, "ipip": 20, "udp": 28, "wireguard": 80, "ipsec": 77}
 
+IPV4_KEYS = ("Network", "SubnetLen", "SubnetMin", "SubnetMax")
+
 SPEAK_IPV6 = ("vxlan", "host-gw", "wireguard")
 """The backends that carry IPv6."""
 
@@ -179,8 +181,13 @@ class FlannelSpec:
         return _backend_keys(self.net_conf)
 
     @property
+    def ipv4(self) -> bool:
+        """Whether pods have IPv4. Without it `network` and all that follows from it mean nothing."""
+        return bool(self.net_conf.get("EnableIPv4", True))
+
+    @property
     def network6(self) -> IPv6Network | None:
-        """The IPv6 Network in dual stack, else None."""
+        """The IPv6 Network where pods have IPv6, else None."""
         return IPv6Network(self.net_conf["IPv6Network"], strict=False) if self.net_conf.get("EnableIPv6") else None
 
     def mtu6_of(self, underlay_mtu: int) -> int:
@@ -340,6 +347,8 @@ def build(
     """
     faults: list[Fault] = []
     conf = netconf.override(net_conf, overrides or {}, faults)
+    if conf.get("EnableIPv4") is False:  # upstream makes IPv4's rules for a Network that nobody uses
+        conf = {key: value for key, value in conf.items() if key not in IPV4_KEYS}
     faults += [Fault("--net-conf", 0, p.key, p.what, p.hint) for p in netconf.check(conf)] if not faults else []
     if not faults:
         other = run_of(conf)
@@ -351,7 +360,7 @@ def build(
             faults.append(Fault("--net-conf", 0, "EnableNFTables", what, "say it once, by --rules"))
     if faults:
         raise InputError(faults=faults)
-    network = IPv4Network(conf["Network"], strict=False)
+    network = IPv4Network(conf.get("Network", DEFAULT_NETWORK), strict=False)
     rules = rules or (NFTABLES if conf.get("EnableNFTables") else IPTABLES_NFT)
     return FlannelSpec(
         backend, network, conf, cni_conf, tuple(args), dict(env), rules=rules, source=source, notes=tuple(notes)
@@ -373,7 +382,9 @@ def check_fits(flannel: FlannelSpec, lab: LabSpec) -> None:
     It has to leave the lab's own addresses alone, and to hold a subnet for each node.
     """
     problems: list[tuple[str, str]] = []
-    networks: list[tuple[str, IPv4Network | IPv6Network, int]] = [("", flannel.network, flannel.subnet_len)]
+    networks: list[tuple[str, IPv4Network | IPv6Network, int]] = []
+    if flannel.ipv4:
+        networks.append(("", flannel.network, flannel.subnet_len))
     if flannel.network6 is not None:
         networks.append(("IPv6", flannel.network6, flannel.subnet6_len))
     for family, network, length in networks:

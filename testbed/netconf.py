@@ -155,8 +155,9 @@ def check(conf: Mapping[str, Any]) -> list[Problem]:
     problems += _check_backend(conf.get("Backend"))
     wrong = {problem.key for problem in problems}
     if conf.get("EnableIPv4", True) is False:
-        problems.append(Problem("EnableIPv4", "the lab's nodes speak IPv4", "leave it at true"))
-    if "Network" not in conf:
+        if conf.get("EnableIPv6") is not True:
+            problems.append(Problem("EnableIPv4", "neither IPv4 nor IPv6 is left", "set EnableIPv6 to true"))
+    elif "Network" not in conf:
         problems.append(Problem("Network", "missing", "the network that pods get their addresses from"))
     elif not wrong & {"Network", "SubnetLen", "SubnetMin", "SubnetMax"}:
         problems += _check_family(conf, "", IPv4Network(conf["Network"], strict=False), 30)

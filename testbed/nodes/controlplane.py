@@ -74,11 +74,11 @@ class ControlPlane:
 
     def controllers_argv(self) -> list[str]:
         """The command line of the controller-manager, with the controller of podCIDRs alone."""
-        assert self.network is not None
-        networks = ",".join(str(network) for network in (self.network, self.network6) if network is not None)
+        given = [network for network in (self.network, self.network6) if network is not None]
+        networks = ",".join(map(str, given))
         sizes = [f"--node-cidr-mask-size-ipv4={self.subnet_len}", "--node-cidr-mask-size-ipv6=64"]
-        if self.network6 is None:
-            sizes = [f"--node-cidr-mask-size={self.subnet_len}"]
+        if len(given) == 1:
+            sizes = [f"--node-cidr-mask-size={64 if self.network is None else self.subnet_len}"]
         return [
             f"{self.programs}/kube-controller-manager",
             *("--controllers=node-ipam-controller", "--allocate-node-cidrs", f"--cluster-cidr={networks}"),

@@ -327,6 +327,9 @@ def describe_lab(options: RunOptions) -> tuple[LabSpec, FlannelSpec]:
     spec = load_topology(topology, options.name, overrides=options.settings, mtu=options.mtu)
     if flannel.network6 is not None:
         spec = with_ipv6(spec)
+    if not flannel.ipv4 and options.store == "etcd":
+        hint = "--store kubernetes"
+        raise InputError("the keys of leases in etcd begin with an IPv4 subnet, and there is none", hint=hint)
     check_fits(flannel, spec)
     if not flannel.backend.implemented and not options.flanneld:
         raise InputError(f"the bundled flanneld cannot do {flannel.backend.run} yet", hint="give one by --flanneld")
@@ -415,7 +418,12 @@ def remember(cluster: Cluster) -> None:
         tunnel=cluster.flannel.tunnel_device,
         subnet_file=cluster.flannel.subnet_file,
         pods={
-            name: {"node": pod.node.name, "pod": pod.pod_name, "address": str(pod.address), "netns": pod.netns}
+            name: {
+                "node": pod.node.name,
+                "pod": pod.pod_name,
+                "address": str(pod.address4 or pod.address6),
+                "netns": pod.netns,
+            }
             for name, pod in cluster.pods.items()
         },
     )

@@ -88,7 +88,7 @@ class Kubernetes:
         flannel, address = self.flannel, str(self.node.spec.ip)
         return ControlPlane(
             *(address, FOLDER, DATA, PROGRAMS),
-            network=flannel.network,
+            network=flannel.network if flannel.ipv4 else None,
             subnet_len=flannel.subnet_len,
             network6=flannel.network6,
         )

@@ -22,15 +22,22 @@ LISTEN_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod on a node; a `Place` whose commands run in the pod's network. `address6` is None without IPv6."""
+    """A pod on a node; a `Place` whose commands run in the pod's network. An address is None without its family."""
 
     node: Node
     pod_name: str
-    address: IPv4Address
+    address4: IPv4Address | None
     mac: str
     attachment: cni.Attachment
     result: Mapping[str, Any] = field(repr=False)
     address6: IPv6Address | None = None
+
+    @property
+    def address(self) -> IPv4Address:
+        """Its IPv4 address; LabError where pods have IPv6 alone."""
+        if self.address4 is None:
+            raise LabError("this pod has no IPv4 address", where=self.name)
+        return self.address4
 
     @property
     def name(self) -> str:
@@ -118,11 +125,11 @@ def make_pod(
         node.run(["ip", "netns", "delete", f"cni-{identity[:12]}"], check=False)
         raise
     addresses = [ip_interface(ip["address"]) for ip in result["ips"]]
-    address = next(one.ip for one in addresses if isinstance(one, IPv4Interface))
+    address = next((one.ip for one in addresses if isinstance(one, IPv4Interface)), None)
     address6 = next((one.ip for one in addresses if isinstance(one, IPv6Interface)), None)
     mac = next(i["mac"] for i in result["interfaces"] if i.get("sandbox") and i["name"] == attachment.ifname)
     pod = Pod(node, name, address, mac, attachment, result, address6)
-    server = ["nsenter", f"--net={netns}", "--", *server_argv(name, node.name, str(address))]
+    server = ["nsenter", f"--net={netns}", "--", *server_argv(name, node.name, str(address or address6))]
     node.start(server, name=f"pod-{name}")
     wait_listening(node, f"/var/log/pod-{name}.log", pod.name)
     return pod

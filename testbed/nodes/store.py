@@ -39,7 +39,8 @@ class LeaseStore(Protocol):
         """What flanneld's environment on a node has to say."""
 
     def leases(self) -> dict[str, dict[str, Any]]:
-        """Every lease by node: `key`, which ends in the subnet (`10.244.1.0-24`), and `value`, as etcd has them."""
+        """Every lease by node: `key`, which ends in the subnet (`10.244.1.0-24`, `10.244.1.0-24&fd00:1::-64`), and
+        `value`, as etcd has them."""
 
 
 def store_of(kind: str, lab: Lab, flannel: FlannelSpec) -> LeaseStore:
@@ -139,8 +140,11 @@ class KubernetesLeases:
             if annotations.get(f"{ANNOTATIONS}kube-subnet-manager") == "true":
                 value = {
                     "PublicIP": annotations.get(f"{ANNOTATIONS}public-ip"),
+                    "PublicIPv6": annotations.get(f"{ANNOTATIONS}public-ipv6"),
                     "BackendType": annotations.get(f"{ANNOTATIONS}backend-type"),
                     "BackendData": json.loads(annotations.get(f"{ANNOTATIONS}backend-data") or "null"),
+                    "BackendV6Data": json.loads(annotations.get(f"{ANNOTATIONS}backend-v6-data") or "null"),
                 }
-                found[name] = {"key": f"{name}/{node['spec'].get('podCIDR', '').replace('/', '-')}", "value": value}
+                cidrs = "&".join(node["spec"].get("podCIDRs", ())).replace("/", "-")
+                found[name] = {"key": f"{name}/{cidrs}", "value": value}
         return found

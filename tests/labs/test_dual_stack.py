@@ -18,6 +18,7 @@ from testbed.ipv6 import with_ipv6
 from testbed.labs import netns
 from testbed.labs.netns import NetnsLab
 from testbed.nodes.fabric import missing_paths, wait_converged
+from testbed.tools import ToolUnavailable, build_tool
 from testbed.topology import load_topology
 from tests.labs.helpers import unique
 
@@ -79,6 +80,17 @@ def test_host_gw_routes_both_families(tmp_path: Path) -> None:
 def test_direct_routing_in_both_families_with_nftables(tmp_path: Path) -> None:
     rows = held(tmp_path, "vxlan_direct", "--rules", "nftables", only="V6-03 or V6-06 or V6-09 or V6-10 or V6-12")
     assert rows == Counter({"V6-03": 1, "V6-06": 1, "V6-09": 1, "V6-10": 1, "V6-12": 1})
+
+
+@pytest.mark.parametrize(("backend", "rows"), [("dual_stack", 20), ("host_gw", 13)])
+def test_ipv6_alone(tmp_path: Path, backend: str, rows: int) -> None:
+    try:
+        build_tool("kubernetes")
+    except ToolUnavailable as error:
+        pytest.skip(str(error))
+    found = held(tmp_path, backend, "--store", "kubernetes", "--net-conf", "EnableIPv4=false")
+    assert found.total() == rows
+    assert {row.partition("-")[0] for row in found} == {"V6"}
 
 
 @pytest.mark.parametrize("mode", ["separate", "auto", "ipv6"])

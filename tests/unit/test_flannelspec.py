@@ -99,7 +99,7 @@ def test_ipsec_in_udp_takes_eight_bytes_more() -> None:
         ("vxlan", {"SubnetMin": "10.244.9.0", "SubnetMax": "10.244.8.0"}, "lies behind SubnetMax"),
         ("ipsec", {"PSK": "short"}, "at least 96"),
         ("wireguard", {"Mode": "both"}, "separate, auto"),
-        ("vxlan", {"EnableIPv4": "false"}, "speak IPv4"),
+        ("vxlan", {"EnableIPv4": "false"}, "neither IPv4 nor IPv6"),
     ],
 )
 def test_overrides_that_are_refused(run: str, overrides: dict[str, str], what: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from ipaddress import IPv4Address, IPv6Address, IPv6Interface, IPv6Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 import pytest
 from scapy.layers.inet import UDP
@@ -16,7 +17,10 @@ from testbed.flannelspec import check_fits, default_flannel, run_of
 from testbed.ipv6 import with_ipv6
 from testbed.labs.plan import hosts_file, node_batch, wiring_faults
 from testbed.model import BRIDGE
+from testbed.nodes.controlplane import ControlPlane
+from testbed.nodes.deploy import describe_lab
 from testbed.nodes.fabric import expected_paths
+from testbed.options import RunOptions
 from testbed.probes.conntrack import parse_conntrack
 from testbed.probes.flows import HttpReply, parse_ping
 from testbed.probes.iproute6 import parse_state6
@@ -118,6 +122,37 @@ def test_runs_with_ipv6(run: str, more: dict[str, str], device: str | None, mtu:
     assert (flannel.tunnel_device6, flannel.mtu6_of(1500)) == (device, mtu)
     assert (flannel.network6, flannel.subnet6_len) == (IPv6Network("fd00:10:244::/56"), 64)
     assert run_of(flannel.net_conf) == run
+
+
+def test_ipv6_alone_has_no_ipv4_in_its_configuration() -> None:
+    flannel = default_flannel("dual_stack", net_conf_overrides={"EnableIPv4": "false", "SubnetLen": "26"})
+    assert not flannel.ipv4
+    assert flannel.net_conf == {
+        "EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd00:10:244::/56", "EnableNFTables": False,
+        "Backend": {"Type": "vxlan"},
+    }  # fmt: skip
+    check_fits(flannel, with_ipv6(load_topology("racks", "t1")))
+
+
+def test_ipv6_alone_wants_another_store_than_etcd() -> None:
+    options = RunOptions(backend="dual_stack", name="t1", net_conf={"EnableIPv4": "false"})
+    with pytest.raises(InputError, match="begin with an IPv4 subnet"):
+        describe_lab(options)
+    lab, flannel = describe_lab(replace(options, store="kubernetes"))
+    assert (flannel.ipv4, str(lab.node("master1").ip6)) == (False, "fd50:0:0:1::11")
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_kubernetes_gives_pod_cidrs_of_the_families_in_use(alone: bool) -> None:
+    network6 = IPv6Network("fd00:10:244::/56")
+    network = None if alone else IPv4Network("10.244.0.0/16")
+    argv = ControlPlane(
+        "10.0.0.11", "/f", "/d", "/p", network=network, subnet_len=24, network6=network6
+    ).controllers_argv()
+    assert f"--cluster-cidr={'' if alone else '10.244.0.0/16,'}{network6}" in argv
+    sizes = [word for word in argv if word.startswith("--node-cidr-mask-size")]
+    both = ["--node-cidr-mask-size-ipv4=24", "--node-cidr-mask-size-ipv6=64"]
+    assert sizes == (["--node-cidr-mask-size=64"] if alone else both)
 
 
 @pytest.mark.parametrize("run", ["ipip", "udp", "ipsec"])
