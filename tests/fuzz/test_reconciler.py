@@ -21,7 +21,7 @@ from flannel.kernel import rtnl
 from flannel.kernel.monitor import Change
 from flannel.kernel.netlink import Failure, Message, attribute
 from flannel.kernel.rtnl import Fdb, Link, Neigh, Route
-from flannel.lease import Lease, LeaseAttrs
+from flannel.lease import Lease, LeaseAttrs, Network
 from flannel.netconf import parse
 from flannel.reconcile import Reconciler
 from flannel.state import Recorded
@@ -180,7 +180,7 @@ def damage(kernel: Kernel, reconciler: Reconciler, number: int, *, change: bool)
 def test_steps_come_to_what_one_step_comes_to(kind: str, steps: list[Any], refused: frozenset[int]) -> None:
     clock, kernel = [0.0], Kernel(refused)
     reconciler = make(kind, kernel, clock)
-    known: dict[IPv4Network, Lease] = {}
+    known: dict[Network, Lease] = {}
     reconciler.take(Snapshot(()))
     settle(reconciler, clock)
     for what, *more in steps:
