@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from testbed.labs import interpreter
+from testbed.labs.base import Place
 from tests.heals.heallab import HealLab
 
 #: Seconds between two datagrams.
@@ -54,6 +55,7 @@ class Traffic:
     sent: int = 0
     lost: tuple[float, ...] = ()
     refused: int = 0
+    overrun: int = 0  # of the lost ones, how many reached a socket that was full
 
     @property
     def gap(self) -> float:
@@ -62,7 +64,10 @@ class Traffic:
 
     def __str__(self) -> str:
         first = ", ".join(f"{at:.3f}" for at in self.lost[:20])
-        return f"{len(self.lost)} of {self.sent} datagrams lost, sent after {first} s; {self.refused} refused"
+        return (
+            f"{len(self.lost)} of {self.sent} datagrams lost, sent after {first} s; {self.refused} refused, "
+            f"{self.overrun} came to a full socket"
+        )
 
     @staticmethod
     @contextmanager
@@ -70,6 +75,8 @@ class Traffic:
         """Send from the client to a node's pod while this lasts."""
         made = Traffic()
         client, target = lab.cluster.pod(f"{lab.victim}/client"), lab.cluster.pod(f"{name}/testapp").address
+        ends = (client, lab.cluster.pod(f"{name}/testapp"))
+        before = sum(map(_overruns, ends))
         words = [interpreter(), "-I", "-S", "-c", _SENDER, str(target), str(EVERY)]
         process = client.spawn(words, stdin=True)
         assert process.stdin is not None
@@ -86,4 +93,12 @@ class Traffic:
                 if stream is not None:
                     stream.close()
         made.sent, made.lost, made.refused = found["sent"], tuple(found["lost"]), found["refused"]
+        made.overrun = sum(map(_overruns, ends)) - before
         assert made.sent > 10, "there was no traffic"
+
+
+def _overruns(place: Place) -> int:
+    """How many datagrams found a full socket in a pod."""
+    lines = place.run(["grep", "^Udp:", "/proc/net/snmp"]).stdout.splitlines()
+    names, values = (line.split() for line in lines)
+    return int(dict(zip(names, values, strict=True))["RcvbufErrors"])
