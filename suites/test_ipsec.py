@@ -8,8 +8,9 @@ from testbed.checks import check, inconclusive
 from testbed.deadline import Deadline
 from testbed.fixtures import Facts, Paths
 from testbed.flannelspec import TEST_PSK
-from testbed.nodes.deploy import FLANNELD, Cluster
+from testbed.nodes.deploy import Cluster
 from testbed.nodes.madeup import etcd_of, other_backend
+from testbed.nodes.nodefiles import FLANNELD
 from testbed.probes.capture import Window
 from testbed.probes.encrypted import ESP, encrypted
 from testbed.probes.flows import Nonce, ping

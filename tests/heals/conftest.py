@@ -14,6 +14,7 @@ from testbed.errors import LabError
 from testbed.flannelspec import BACKENDS
 from testbed.labs import netns
 from testbed.nodes import deploy
+from testbed.nodes.nodefiles import cni_folder
 from testbed.options import RunOptions
 from tests.heals.heallab import FULL, Heal, HealLab
 from tests.labs.helpers import unique
@@ -38,7 +39,7 @@ def need(run: str) -> None:
 def _tools() -> None:
     try:
         netns.frr_folder()
-        deploy.cni_folder()
+        cni_folder()
     except LabError as error:
         pytest.skip(str(error))
 

@@ -9,7 +9,7 @@ import pytest
 
 from testbed.errors import CommandError, Exit, LabError, ProductError
 from testbed.labs import netns, state
-from testbed.nodes import deploy, etcd, store
+from testbed.nodes import deploy, etcd, nodefiles, store
 from testbed.nodes.cni import CniError
 from testbed.nodes.deploy import Cluster
 from testbed.options import RunOptions
@@ -100,7 +100,7 @@ def test_missing_tools_are_the_labs_fault_before_anything_is_made(
     what: str, message: str, options: RunOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(netns, "FRR_FOLDERS", () if what == "frr_folder" else netns.FRR_FOLDERS)
-    monkeypatch.setattr(deploy, "CNI_FOLDERS", () if what == "cni_folder" else deploy.CNI_FOLDERS)
+    monkeypatch.setattr(nodefiles, "CNI_FOLDERS", () if what == "cni_folder" else nodefiles.CNI_FOLDERS)
     with pytest.raises(LabError, match=message):
         deploy.bring_up(options)
 

@@ -13,6 +13,7 @@ from testbed.labs import netns
 from testbed.labs.netns import NetnsLab
 from testbed.model import LabSpec
 from testbed.nodes import deploy
+from testbed.nodes.nodefiles import node_files
 from testbed.options import RunOptions
 from tests.labs.helpers import unique
 
@@ -151,7 +152,7 @@ def test_a_hostile_flanneld_changes_nothing_of_the_host(tmp_path: Path, hostile_
     lab = netns.bring_up(spec)
     try:
         cluster = deploy.Cluster(lab, flannel, options)
-        lab.node("worker1").run(["tar", "-x", "-C", "/"], stdin=deploy.node_files(flannel, program, None))
+        lab.node("worker1").run(["tar", "-x", "-C", "/"], stdin=node_files(flannel, program, None))
         cluster.start_flanneld("worker1")
         cluster.wait_ready(["worker1"])
         said = attempts(lab, "worker1")

@@ -18,6 +18,7 @@ from testbed.doctor import probe_features
 from testbed.flannelspec import BACKENDS
 from testbed.nodes import deploy
 from testbed.nodes.deploy import Cluster
+from testbed.nodes.nodefiles import FLANNELD
 from testbed.options import RunOptions
 from testbed.probes.flows import http_get
 from testbed.tools import ToolUnavailable, build_tool
@@ -120,8 +121,8 @@ def test_one_takes_over_from_the_other(cluster: Cluster, before: str, after: str
     node = cluster.lab.node(name)
     cluster.stop_flanneld(name)
     other = "worker2" if before == "bundled" else "worker1"
-    mine, theirs = (cluster.lab.node(one).read(deploy.FLANNELD) for one in (name, other))
-    node.write(deploy.FLANNELD, theirs, mode=0o755)
+    mine, theirs = (cluster.lab.node(one).read(FLANNELD) for one in (name, other))
+    node.write(FLANNELD, theirs, mode=0o755)
     try:
         cluster.start_flanneld(name)
         cluster.wait_ready([name])
@@ -129,7 +130,7 @@ def test_one_takes_over_from_the_other(cluster: Cluster, before: str, after: str
         assert soon(cluster), logs(cluster)
     finally:
         cluster.stop_flanneld(name)
-        node.write(deploy.FLANNELD, mine, mode=0o755)
+        node.write(FLANNELD, mine, mode=0o755)
         cluster.start_flanneld(name)
         cluster.wait_ready([name])
     assert soon(cluster), logs(cluster)

@@ -15,7 +15,7 @@ import pytest
 
 from testbed.errors import Exit, ProductError
 from testbed.flannelspec import default_flannel
-from testbed.nodes import deploy
+from testbed.nodes import deploy, nodefiles
 from testbed.nodes.deploy import Cluster
 from testbed.nodes.etcd import Etcd
 from testbed.nodes.store import EtcdLeases
@@ -75,14 +75,14 @@ def test_the_bundled_flannel_is_compiled_as_python_would_and_without_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")  # a killed run would leave it behind
-    deploy.bundled_library.cache_clear()
-    files = deploy.bundled_library()
+    nodefiles.bundled_library.cache_clear()
+    files = nodefiles.bundled_library()
     source = tmp_path / "cli.py"
     source.write_bytes(files["cli.py"])
     wanted = py_compile.compile(
         str(source),
         str(tmp_path / "pyc"),
-        f"{deploy.LIBRARY}/flannel/cli.py",
+        f"{nodefiles.LIBRARY}/flannel/cli.py",
         invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
     )
     name = Path(util.cache_from_source("cli.py"))
