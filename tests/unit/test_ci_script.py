@@ -21,7 +21,7 @@ CI = Path(__file__).parents[2] / ".ci" / "run"
 
 RUN = """#!/bin/sh
 echo "run $(id -u) $*" >>"$CALLS"
-name=$1
+name=$1 words=$*
 while [ $# -gt 0 ]; do
     case $1 in
         --reports)
@@ -36,6 +36,7 @@ done
 echo "output of $name"
 case " $SLOW " in *" $name "*) echo "begins" >>"$CALLS"; sleep 0.5; echo "ends" >>"$CALLS" ;; esac
 case " $FAILS " in *" $name "*) exit 1 ;; esac
+case " $words " in *" ${FAILS_WITH:-nothing} "*) exit 1 ;; esac
 """
 
 PYTHON = """#!/bin/sh
@@ -43,6 +44,9 @@ case "$*" in
     *'kernel build') sleep "${BUILD_SECONDS-0}"; echo "at net/ipv4"; exit "${BUILD_EXIT-0}" ;;
     *'kernel path') echo "$KERNEL" ;;
     *'kernel check') echo "check $(id -u)" >>"$CALLS" ;;
+    *'testbed engine up') echo "engine up $TESTBED_STATE" >>"$CALLS"; exit "${ENGINE_EXIT-0}" ;;
+    *'testbed engine down') echo "engine down $TESTBED_STATE" >>"$CALLS" ;;
+    '-c '*find_containerlab*) exit "${CONTAINERLAB_EXIT-0}" ;;
     '-c '*) ;;
     *) exec "$PYTHON" "$@" ;;
 esac
@@ -79,6 +83,7 @@ class Checkout:
             "KERNEL": str(self.folder / "cache/0123/linux"),
             "PYTHON": sys.executable,
             "TMPDIR": str(self.folder),
+            "CI_DOCKERD": "sh",  # one that there is
         }
         return subprocess.Popen(
             [str(self.folder / ".ci/run")],
@@ -118,11 +123,65 @@ def test_every_stage_runs_for_everybody_and_all_is_counted(checkout: Checkout) -
     assert code == 0, said
     for user in USERS:
         assert f"check {user}" in checkout.calls()
-        assert ["guest" in call.split() for call in runs(checkout, user, "vxlan")] == [False, True]
+        plain = [call for call in runs(checkout, user, "vxlan") if "clab" not in call.split()]
+        assert ["guest" in call.split() for call in plain] == [False, True]
         assert len(runs(checkout, user, "wireguard")) == 1
-    reports = 4 + 3 * len(USERS) + 1  # the manifests', each user's, the tests': two passed and one skipped in each
+    root = os.getuid() == 0  # who alone can have containers
+    # The manifests', each user's, the containers', the tests': two passed and one skipped in each.
+    reports = 4 + 3 * len(USERS) + root + 1
     alone = 2 + len(USERS)  # packages, style, and each user's check
-    assert f" {2 * reports + alone} passed, 0 failed, {reports} skipped in " in said.splitlines()[-1], said
+    skipped = reports + (not root)
+    assert f" {2 * reports + alone} passed, 0 failed, {skipped} skipped in " in said.splitlines()[-1], said
+
+
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can start a Docker engine")
+
+
+@needs_root
+def test_containers_run_on_an_engine_of_their_own_that_is_removed(checkout: Checkout) -> None:
+    code, said = checkout.ci()
+    assert code == 0, said
+    [run] = runs(checkout, "--lab", "clab")
+    assert run.startswith("run 0 vxlan vxlan_direct host_gw udp -- --lab clab ")
+    calls = checkout.calls()
+    up, down = (call for call in calls if call.startswith("engine "))
+    assert (up.split()[:2], down.split()[:2]) == (["engine", "up"], ["engine", "down"])
+    assert up.split()[2] == down.split()[2], "the same engine"
+    assert up.split()[2].startswith(str(checkout.folder)), "CI's own, not the user's"
+    assert calls.index(up) < calls.index(run) < calls.index(down)
+
+
+@needs_root
+def test_containers_that_fail_are_the_exit_code_and_leave_no_engine(checkout: Checkout) -> None:
+    code, said = checkout.ci(FAILS_WITH="clab")
+    assert code == 1
+    assert "FAILED containers: vxlan vxlan_direct host_gw udp: exit 1" in said
+    assert [call.split()[1] for call in checkout.calls() if call.startswith("engine ")] == ["up", "down"]
+    assert runs(checkout, "tests")
+
+
+@needs_root
+def test_an_engine_that_does_not_start_fails_and_runs_nothing_on_it(checkout: Checkout) -> None:
+    code, said = checkout.ci(ENGINE_EXIT="2")
+    assert code == 2
+    assert "FAILED containers: vxlan vxlan_direct host_gw udp: exit 2" in said
+    assert not runs(checkout, "--lab", "clab")
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("environment", "why"),
+    [({"CI_DOCKERD": "no-such-dockerd"}, "no dockerd"), ({"CONTAINERLAB_EXIT": "2"}, "no containerlab")],
+)
+def test_without_what_containers_need_their_stage_is_skipped_by_name(
+    checkout: Checkout, environment: dict[str, str], why: str
+) -> None:
+    code, said = checkout.ci(**environment)
+    assert code == 0, said
+    [line] = [line for line in said.splitlines() if line.startswith("SKIPPED containers: vxlan")]
+    assert why in line
+    assert not runs(checkout, "--lab", "clab")
+    assert not [call for call in checkout.calls() if call.startswith("engine ")]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else, too")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import tempfile
@@ -64,6 +65,7 @@ class Machine:
             (self.bin / tool).symlink_to(found)
         text = RUN.read_text().replace("/usr/sbin/policy-rc.d", str(self.policy))
         text = text.replace("/run/systemd/system", str(folder / "systemd"))
+        text = text.replace("docker_socket=/var/run/docker.sock", f"docker_socket={folder}/docker.sock")
         text = text.replace("/usr/bin/python3", str(self.fake("python3", PYTHON)))
         assert "PATH=$PATH:" in text
         text = text.replace("PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin\n", "")
@@ -224,6 +226,58 @@ def test_prepare_installs_what_any_run_needs_and_runs_nothing(machine: Machine) 
     assert not machine.calls("python -m testbed")
     assert (machine.checkout / ".venv/testbed-stamp").exists()
     assert machine.run("prepare", "vxlan")[0] == 3
+
+
+CLAB = [("--lab", "clab"), ("--lab=clab",)]
+
+
+@pytest.mark.parametrize("options", CLAB)
+def test_an_engine_is_installed_where_root_asks_for_containers_and_none_answers(
+    machine: Machine, options: tuple[str, ...]
+) -> None:
+    code, said = machine.run("vxlan", "--", *options)
+    assert code == 0, said
+    assert installed(machine) == ["docker.io"]
+    assert all(call == "policy 101" for call in machine.calls("policy")), "its service stays off"
+    assert machine.calls("policy")
+    assert machine.calls()[-1] == f"python -m testbed run vxlan -- {' '.join(options)}"
+
+
+def test_no_engine_is_installed_for_other_labs_or_beside_one(machine: Machine) -> None:
+    assert machine.run("vxlan", "--", "--lab", "netns")[0] == 0
+    assert machine.run("vxlan", "--", "--name", "clab")[0] == 0
+    assert machine.run("prepare")[0] == 0
+    assert machine.run("vxlan", "--", "--lab", "clab", DOCKER_HOST="tcp://engine.invalid:2375")[0] == 0
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(machine.folder / "docker.sock"))
+        assert machine.run("vxlan", "--", "--lab", "clab")[0] == 0
+    (machine.folder / "docker.sock").unlink()
+    machine.fake("dockerd", "#!/bin/sh\n")
+    assert machine.run("vxlan", "--", "--lab", "clab")[0] == 0
+    assert machine.calls("apt-get") == []
+
+
+def test_for_an_ordinary_user_no_engine_is_installed(machine: Machine) -> None:
+    machine.user(1000)
+    machine.sudo()
+    code, said = machine.run("vxlan", "--", "--lab", "clab")
+    assert code == 0, said
+    assert machine.calls("apt-get") == []
+    assert machine.calls()[-1] == "python -m testbed run vxlan -- --lab clab"
+
+
+def test_prepare_installs_an_engine_where_it_is_asked_to(machine: Machine) -> None:
+    assert machine.run("prepare", "--", "--lab", "clab")[0] == 0
+    assert installed(machine) == ["docker.io"]
+
+
+def test_elsewhere_than_on_debian_the_engine_s_package_is_named(machine: Machine) -> None:
+    (machine.bin / "apt-get").unlink()
+    for tool in "conntrack bridge etcd ethtool bgpd iperf3 ip iptables ping nft openssl sysctl tcpdump unshare".split():
+        if not (machine.bin / tool).exists():
+            machine.fake(tool, "#!/bin/sh\n")
+    code, said = machine.run("vxlan", "--", "--lab", "clab")
+    assert (code, "docker.io" in said, "your package manager" in said) == (2, True, True), said
 
 
 def test_package_lists_are_fetched_where_they_lack_something(machine: Machine) -> None:
