@@ -54,6 +54,17 @@ def peers_of(cluster: Cluster, node: str) -> dict[str, tuple[tuple[str, ...], st
     return {peer.key: (peer.allowed, peer.endpoint) for peer in peers}
 
 
+def all_peers(cluster: Cluster, facts: Facts) -> dict[str, dict[str, tuple[tuple[str, ...], str]]]:
+    """Every node's peers, once each has one for each other: a flanneld may have started a moment ago."""
+
+    def complete() -> None:
+        for member in cluster.members:
+            assert len(peers_of(cluster, member.name)) == len(cluster.members) - 1, member.name
+
+    facts.eventually(complete, seconds=BACK_SECONDS)
+    return {member.name: peers_of(cluster, member.name) for member in cluster.members}
+
+
 def expected(leases: dict[IPv4Network, dict[str, Any]]) -> dict[str, tuple[tuple[str, ...], str]]:
     """The peers that leases are."""
     return {
@@ -87,7 +98,7 @@ def test_a_peer_goes_with_its_lease_also_while_flanneld_is_away(cluster: Cluster
     ((key, peer),) = expected(leases).items()
     away = cluster.members[-1].name
     others = [member.name for member in cluster.members if member.name != away]
-    before = {name: peers_of(cluster, name) for name in [*others, away]}
+    before = all_peers(cluster, facts)
 
     def all_have_it() -> None:
         for name in [*others, away]:
@@ -115,7 +126,7 @@ def test_two_nodes_behind_one_address_are_two_peers(cluster: Cluster, facts: Fac
     """Told apart by key and port, as behind a NAT. Source: PR #2073, #1810."""
     etcd, address, port = needs_etcd(cluster), nobody(cluster), int(cluster.flannel.port or 0)
     leases = {subnet: a_lease(address, port + n) for n, subnet in enumerate(free_subnets(cluster, 2))}
-    before = {member.name: peers_of(cluster, member.name) for member in cluster.members}
+    before = all_peers(cluster, facts)
 
     def look(more: dict[str, tuple[tuple[str, ...], str]]) -> None:
         for name, peers in before.items():
