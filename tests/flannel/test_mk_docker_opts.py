@@ -123,7 +123,7 @@ def test_it_is_called_by_its_name(files: Files, form: str, tmp_path: Path) -> No
     words = ["mk-docker-opts"] if form == "word" else []
     # With these a flanneld that was started by mistake would end at once.
     env = {**os.environ, "FLANNELD_ETCD_ENDPOINTS": "ftp://nobody"}
-    argv = [script, *words, "-i", "-f", files.flannel, "-d", files.docker]
+    argv = [str(script), *words, "-i", "-f", str(files.flannel), "-d", str(files.docker)]
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert files.docker.read_text() == SINGLE
