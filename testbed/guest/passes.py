@@ -216,8 +216,8 @@ def on_both(run: str, options: Sequence[str], lacking: Sequence[str], host: HOST
             with environment(**{VARIABLE: str(part.folder), DEFER: ",".join(lacking)}):
                 passes.codes.append(host(runs.without("--kernel", options)))
             if part.deferred and _goes_on(part, passes.codes[-1]):
-                rest = without_workers(options)
-                _guest_pass(passes, part.deferred, runs.without("--keep", rest), lacking)
+                rest = [word for word in without_workers(options) if word != "--keep"]
+                _guest_pass(passes, part.deferred, rest, lacking)
         return passes.conclude()
     except TestbedError:
         passes.report.discard()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from testbed.errors import Exit, InputError, LabError
 from testbed.guest import runs
-from testbed.guest.passes import Passes, without_workers, workers
+from testbed.guest.passes import Passes, on_both, without_workers, workers
 from testbed.report.parts import OUTCOMES, PartWriter, gather_files, merged
 from testbed.report.record import Outcome, RunRecord, Verdict
 from testbed.report.write import ReportFolder
@@ -158,3 +159,50 @@ def test_an_unknown_kernel_is_refused_also_where_none_is_needed() -> None:
 
     with pytest.raises(InputError, match="'moon' is no kernel"):
         in_this_process("vxlan", ["--collect-only", "--kernel", "moon"])
+
+
+def both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host_code: int, *, stopped: bool = False
+) -> tuple[int, list[dict[str, str]]]:
+    """Run on both kernels, the host's pass leaving ECMP-05 to a guest; returns the code, and what guests were told."""
+    told: list[dict[str, str]] = []
+
+    def host(options: Sequence[str]) -> int:
+        assert "--kernel" not in options
+        assert os.environ["TESTBED_DEFER"] == "netem"
+        part = Path(os.environ["TESTBED_PART"])
+        write(part, outcome("VXD-01"), stopped=stopped)
+        (part / "deferred.json").write_text('["ECMP-05[vxlan-XS]"]')
+        return host_code
+
+    def guest(run: str, options: Sequence[str], kernel: object, part: Path) -> int:
+        told.append({"only": Path(os.environ["TESTBED_ONLY"]).read_text(), "options": " ".join(options)})
+        assert "TESTBED_DEFER" not in os.environ
+        write(part, outcome("ECMP-05"))
+        return 0
+
+    monkeypatch.setattr(runs, "kernel_for", lambda run, options: None)
+    monkeypatch.setattr(runs, "in_guest", guest)
+    options = ["--kernel", "auto", "-n", "2", "--keep", "--reports", str(tmp_path / "report")]
+    return on_both("vxlan", options, ["netem"], host), told
+
+
+@pytest.mark.parametrize("code", [Exit.HELD, Exit.FAILED, Exit.NOTHING_RAN])
+def test_what_needs_more_than_this_kernel_has_runs_in_a_guest_behind_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: Exit
+) -> None:
+    ended, told = both(tmp_path, monkeypatch, int(code))
+    assert ended == (Exit.HELD if code is Exit.NOTHING_RAN else code)
+    kernel_and_report = f"--kernel auto --reports {tmp_path / 'report'}"
+    assert told == [{"only": '["ECMP-05[vxlan-XS]"]', "options": kernel_and_report}]
+    assert report(tmp_path) == [("VXD-01", "held"), ("ECMP-05", "held")]
+    assert "TESTBED_PART" not in os.environ
+
+
+def test_a_run_that_was_stopped_goes_on_in_no_guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, (code, stopped) in enumerate([(Exit.LAB, False), (Exit.FAILED, True), (Exit.INTERRUPTED, False)]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        ended, told = both(folder, monkeypatch, int(code), stopped=stopped)
+        assert (ended, told) == (code, [])
+        assert report(folder) == [("VXD-01", "held")]
