@@ -91,7 +91,7 @@ def test_trouble_costs_nothing_and_what_was_missed_is_learned(
         lab.eventually(f"API: {mode} for {lasts.seconds:.0f} s", lambda: routed(lab, HOST), within)
         assert lab.cluster.kubernetes.try_delete("stranger")
         lab.eventually(f"API: a removal after {mode}", lambda: unrouted(lab, HOST), RECOVERS_WITHIN)
-    assert not traffic.lost, traffic
+    assert not traffic.missing, str(traffic)
     assert lab.answers()
     assert {name: lab.cluster.flanneld_pid(name) for name in lab.names} == pids
 

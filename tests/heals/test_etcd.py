@@ -130,7 +130,7 @@ def test_an_etcd_that_is_away_costs_no_packet(lab: HealLab, etcd: Etcd) -> None:
         start(etcd)
         Strangers(lab).put(201, 201)
         lab.eventually(f"etcd: away for {AWAY:.0f} s", lambda: routed(lab, 201), 2 * RECONNECTS_WITHIN)
-    assert not traffic.lost, traffic
+    assert not traffic.missing, str(traffic)
     assert {name: lab.cluster.flanneld_pid(name) for name in lab.names} == pids
 
 
@@ -148,7 +148,7 @@ def test_an_emptied_etcd_is_filled_again(lab: HealLab, etcd: Etcd) -> None:
 
         lab.eventually("etcd: emptied", back, 2 * RECONNECTS_WITHIN)
         assert lab.answers()
-    assert not traffic.lost, traffic
+    assert not traffic.missing, str(traffic)
 
 
 @pytest.mark.parametrize("how", ["its key deleted", "its etcd lease revoked"])

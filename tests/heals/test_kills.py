@@ -43,7 +43,7 @@ def test_kills_at_random_moments_lose_no_packet(lab: HealLab) -> None:
             lambda: all(lab.state(name, rules=True) == before[name] for name in lab.names),
             RESTARTS_WITHIN,
         )
-    assert not traffic.lost, traffic
+    assert not traffic.missing, str(traffic)
     assert lab.answers()
 
 
@@ -62,7 +62,7 @@ def test_an_end_in_order_leaves_what_upstream_leaves_and_loses_nothing(lab: Heal
         lab.eventually(
             f"flanneld ended by SIG{signal} and started", lambda: lab.state(rules=True) == before, RESTARTS_WITHIN
         )
-    assert not traffic.lost, traffic
+    assert not traffic.missing, str(traffic)
 
 
 def test_udp_takes_its_device_along_and_its_rules_stay(make_lab: Callable[..., HealLab]) -> None:

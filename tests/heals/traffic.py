@@ -58,6 +58,11 @@ class Traffic:
     overrun: int = 0  # of the lost ones, how many reached a socket that was full
 
     @property
+    def missing(self) -> int:
+        """How many were lost on the way. One that found a full socket was not: a pod did not come to read it."""
+        return max(0, len(self.lost) - self.overrun)
+
+    @property
     def gap(self) -> float:
         """Seconds from the first lost one to the last."""
         return self.lost[-1] - self.lost[0] if self.lost else 0.0
