@@ -40,6 +40,7 @@ class RunOptions:
     flanneld: Mapping[str, Path] = field(default_factory=dict)
     cni_plugin: Mapping[str, Path] = field(default_factory=dict)
     lab: str = "netns"
+    image: str = ""  # of the machines of a lab of containers; "" for the one that suits the engine
     kernel: str = "host"
     keep: bool = False
     reports: Path = Path("reports")
@@ -96,6 +97,14 @@ def one_of(option: str, value: str, here: Sequence[str], known: Sequence[str], f
     elif value not in here:
         faults.append(Fault("command line", 0, option, f"{value} does not work yet", f"use {here[0]}"))
     return value
+
+
+def image_of(image: str, lab: str, faults: list[Fault]) -> str:
+    """Check the image of a lab's machines, which containers alone have."""
+    if image and lab != "clab":
+        what = f"the machines of {lab} have no image"
+        faults.append(Fault("command line", 0, "--image", what, "--lab clab, or without --image"))
+    return image
 
 
 def raise_faults(faults: Sequence[Fault]) -> None:

@@ -28,6 +28,7 @@ from testbed.options import (
     STORES_HERE,
     RunOptions,
     default_name,
+    image_of,
     key_values,
     node_paths,
     one_of,
@@ -63,6 +64,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--name", metavar="ID", help="the lab's name; default: the run's and a hash of the folder")
     add("--reports", metavar="DIR", help="where the report goes; default reports/NAME")
     add("--lab", default="netns", metavar="KIND", help=f"{', '.join(LABS)}; default netns")
+    add("--image", default="", metavar="NAME", help="containers' image: host, full or one of the engine's own")
     add("--kernel", default="host", metavar="KIND", help=f"{', '.join(KERNELS)}; default auto")
 
 
@@ -93,6 +95,7 @@ def run_options(config: pytest.Config) -> RunOptions:
         flanneld=node_paths("--flanneld", value("--flanneld"), faults),
         cni_plugin=node_paths("--cni-plugin", value("--cni-plugin"), faults),
         lab=one_of("--lab", value("--lab"), LABS_HERE, LABS, faults),
+        image=image_of(value("--image"), value("--lab"), faults),
         kernel=one_of("--kernel", value("--kernel"), KERNELS_HERE, KERNELS, faults),
         keep=value("--keep"),
         reports=Path(value("--reports") or Path("reports") / backend),

@@ -122,6 +122,9 @@ def refuse_what_guests_cannot(options: Sequence[str]) -> None:
     """Raise InputError for an option that makes no sense in a guest."""
     if "--keep" in options:
         raise InputError("a lab ends with its guest, so it cannot be kept", where="--keep", hint="--kernel host")
+    if (value_of("--lab", options) or "netns") != "netns":
+        what = "containers run on this machine's kernel, not in a guest of it"
+        raise InputError(what, where="--kernel guest", hint="--kernel host, or --lab netns")
 
 
 def kernel_for(run: str, options: Sequence[str]) -> Kernel:

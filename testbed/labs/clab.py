@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from docker.errors import APIError, DockerException, NotFound
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.models.containers import Container
 
 from testbed.clab.program import find_containerlab
@@ -150,8 +150,9 @@ def _one_at_a_time() -> Iterator[None]:
 def bring_up(spec: LabSpec, *, progress: Progress | None = None, image: str = "") -> ClabLab:
     """Deploy a lab by containerlab, address its machines and check its wiring; it stays until `down`.
 
-    `image` names one of `testbed images list`; by default the one that suits the engine.  Raises LabError where a lab
-    of that id is up already, there is no engine or no containerlab, or the wiring differs from the model.
+    `image` is one of `testbed images list` or what the engine calls another; by default the one that suits the engine.
+    Raises LabError where a lab of that id is up already, there is no engine, containerlab or image, or the wiring
+    differs from the model.
     """
     progress = progress or Quiet()
     require_features(spec)
@@ -165,15 +166,15 @@ def bring_up(spec: LabSpec, *, progress: Progress | None = None, image: str = ""
         _nobody_elses(engine, spec)
         with progress.step("Looking for containerlab"):  # which may have to be built first
             program = find_containerlab()
-        kind = store.kind_of(image or ("host" if engine.local else "full"))
-        with progress.step(f"Making the image {kind.name}"):
-            tag = store.ensure(engine.client, kind)
+        image = image or ("host" if engine.local else "full")
+        with progress.step(f"Looking for the image {image}"):  # which may have to be made first
+            tag, binds = _image(engine, image)
         record = state.LabRecord(spec, _holder(engine), {}, {"engine": engine.address, "image": tag}, "clab")
         try:
             record.save()
             machines = f"{len(spec.nodes)} machines, {len(spec.links)} links"
             with progress.step(f"Deploying {spec.topology}: {machines}"):
-                _write_files(spec, kind, tag)
+                _write_files(spec, tag, binds)
                 with _one_at_a_time():
                     program.deploy(folder_of(spec.id), engine)
             with progress.step("Addressing and checking the wiring"):
@@ -185,6 +186,26 @@ def bring_up(spec: LabSpec, *, progress: Progress | None = None, image: str = ""
             record.forget()
             raise
     return lab
+
+
+def _image(engine: Engine, name: str) -> tuple[str, tuple[str, ...]]:
+    """What the engine calls an image, and what containers of it see of the host. Raises LabError where it has none."""
+    if name in store.KINDS:
+        kind = store.KINDS[name]
+        if kind.binds and not engine.local:
+            what = f"the image {name} needs this host's files, and the engine is elsewhere"
+            raise LabError(what, hint="--image full")
+        return store.ensure(engine.client, kind), kind.binds
+    try:
+        engine.client.images.get(name)
+    except ImageNotFound as error:
+        raise LabError(
+            f"the engine has no image {name}",
+            hint=f"`docker pull` or `testbed images import` it, or --image {' or '.join(store.KINDS)}, made here",
+        ) from error
+    except DockerException as error:
+        raise LabError(f"the engine cannot say whether it has the image {name}: {error}") from error
+    return name, ()
 
 
 def _holder(engine: Engine) -> state.Holder:
@@ -203,10 +224,10 @@ def _nobody_elses(engine: Engine, spec: LabSpec) -> None:
         )
 
 
-def _write_files(spec: LabSpec, kind: store.ImageKind, tag: str) -> None:
+def _write_files(spec: LabSpec, tag: str, binds: tuple[str, ...]) -> None:
     place = folder_of(spec.id)
     shutil.rmtree(place, ignore_errors=True)
-    images = Images(frr=tag, node=tag, binds=kind.binds)
+    images = Images(frr=tag, node=tag, binds=binds)
     for name, text in render_lab(spec, images).items():
         path = place / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 AnyLab: TypeAlias = "NetnsLab | ClabLab"
 
 
-def bring_up(kind: str, spec: LabSpec, *, progress: Progress | None = None) -> AnyLab:
-    """Make a lab of that kind and check its wiring; see each kind's own."""
+def bring_up(kind: str, spec: LabSpec, *, progress: Progress | None = None, image: str = "") -> AnyLab:
+    """Make a lab of that kind and check its wiring; see each kind's own. `image` is for machines that have one."""
     if kind == "clab":
         from testbed.labs import clab
 
-        return clab.bring_up(spec, progress=progress)
+        return clab.bring_up(spec, progress=progress, image=image)
     return netns.bring_up(spec, progress=progress)
 
 

@@ -213,7 +213,7 @@ def bring_up(options: RunOptions, progress: Progress | None = None) -> Cluster:
     progress = progress or Quiet()
     spec, flannel = describe_lab(options)
     cni_folder()
-    lab = kinds.bring_up(options.lab, spec, progress=progress)
+    lab = kinds.bring_up(options.lab, spec, progress=progress, image=options.image)
     try:
         if isinstance(lab, NetnsLab):
             lab.settle(lab.nodes)

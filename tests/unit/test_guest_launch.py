@@ -116,6 +116,14 @@ def test_an_unknown_kernel_and_a_kept_guest_are_refused() -> None:
     assert "--kernel host" in raised.value.hint
 
 
+@pytest.mark.parametrize("words", [["--lab", "clab"], ["--lab=clab"]])
+def test_containers_in_a_guest_are_refused(words: list[str]) -> None:
+    runs.refuse_what_guests_cannot(["--lab", "netns"])
+    with pytest.raises(InputError, match="not in a guest") as raised:
+        runs.refuse_what_guests_cannot(words)
+    assert "--kernel host" in raised.value.hint
+
+
 def test_the_faults_of_a_topology_s_links_choose_the_guest_where_there_is_no_netem(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

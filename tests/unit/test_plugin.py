@@ -225,6 +225,7 @@ def test_smoke_rows_that_nothing_checks_show_as_skipped(run: Runner) -> None:
         (["--lab=kind", "--rules=ipfw", "--set=x", "--flanneld=/nowhere/it"], ["kind", "ipfw", "K", "nowhere"]),
         (["--lab=moon"], ["'moon' is not known"]),
         (["--kernel=guest"], ["does not work yet"]),
+        (["--image=full"], ["the machines of netns have no image", "--lab clab"]),
         (["--topology=moon"], ["moon"]),
         (["--net-conf=VNI=twelve"], ["VNI"]),
         (["--flanneld=worker9=/bin/true"], ["worker9", "worker1"]),
