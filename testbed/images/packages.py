@@ -12,14 +12,14 @@ from testbed.errors import LabError
 from testbed.images.root import Tree, base
 
 NEEDED = (
-    *("bash", "coreutils", "findutils", "gawk", "mawk", "grep", "sed", "tar", "libc-bin", "netbase", "hostname"),
-    *("conntrack", "containernetworking-plugins", "etcd-server", "ethtool", "frr", "iperf3", "iproute2", "iptables"),
-    *("iputils-ping", "libpam-modules", "nftables", "openssl", "procps", "python3-minimal", "python3", "tcpdump"),
+    *("bash", "coreutils", "dash", "findutils", "gawk", "mawk", "grep", "sed", "tar", "libc-bin", "netbase"),
+    *("conntrack", "containernetworking-plugins", "etcd-server", "ethtool", "frr", "hostname", "iperf3", "iproute2"),
+    *("iptables", "iputils-ping", "libpam-modules", "nftables", "openssl", "procps", "python3-minimal", "python3", "tcpdump"),
     *("util-linux", "wireguard-tools", "charon-systemd", "strongswan-swanctl", "libstrongswan-standard-plugins"),
 )
 """Packages whose files a machine needs; one that is not installed here is not in the image."""
 
-MUST = ("bash", "coreutils", "iproute2", "frr", "python3", "util-linux")
+MUST = ("bash", "coreutils", "dash", "iproute2", "frr", "python3", "util-linux")
 """Without these no machine runs."""
 
 LEFT_OUT = re.compile(
