@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network
+from typing import Any
 
 from testbed import rendered
 from testbed.errors import InputError
 from testbed.flanneldargs import parse_flags
 from testbed.flannelspec import NFTABLES, FlannelSpec, check_fits
+from testbed.images.names import named_images
 from testbed.model import BRIDGE, UNDERLAY, LabSpec, LinkEnd, NodeSpec, Role
 from testbed.templates import render
 
@@ -34,16 +36,20 @@ SERVICE_SUBNETS = ("10.96.0.0/16", "172.30.0.0/16", "192.168.0.0/16")
 SERVICE_SUBNET6 = "fd00:10:96::/112"
 
 
+def _named(key: str) -> Any:
+    return field(default_factory=lambda: named_images()[key].reference())
+
+
 @dataclass(frozen=True, slots=True)
 class Images:
-    """Which container images the files name."""
+    """Which container images the files name; by default those of `testbed/images/images.yml`."""
 
-    frr: str = "frrouting/frr:v8.4.0"
-    node: str = "testbed-node:latest"
-    kind: str = "kindest/node:v1.37.0@sha256:a1ed56cfb0e7b93589bdf97c8cd566405a265939e3620fc4f5de89adff580ae5"
-    flannel: str = "flannel/flannel:v0.28.9"
-    cni_plugin: str = "flannel/flannel-cni-plugin:v1.9.1-flannel1"
-    workload: str = "wbitt/network-multitool"
+    frr: str = _named("frr")
+    node: str = _named("node")
+    kind: str = _named("kind")
+    flannel: str = _named("flannel")
+    cni_plugin: str = _named("cni_plugin")
+    workload: str = _named("workload")
     binds: tuple[str, ...] = ()
     """What a machine of the first two sees of the host, as containerlab writes it."""
 

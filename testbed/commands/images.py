@@ -13,6 +13,7 @@ from testbed.commands.labs import json_option, print_json
 from testbed.engine.find import find_engine
 from testbed.errors import InputError, LabError
 from testbed.images import store
+from testbed.images.names import named_images
 
 
 @click.group()
@@ -32,20 +33,43 @@ def list_(as_json: bool) -> None:
     for kind in store.KINDS.values():
         there = client is not None and store.present(client, kind)
         rows.append({"name": kind.name, "tag": kind.tag, "about": kind.about, "in_engine": there})
+    named = {key: image.reference() for key, image in named_images().items()}
     if as_json:
-        print_json({"engine": client is not None, "images": rows})
+        print_json({"engine": client is not None, "images": rows, "named": named})
         return
     for row in rows:
         where = "no engine" if client is None else "in the engine" if row["in_engine"] else "not in the engine"
         click.echo(f"{row['name']:5} {row['tag']:34} {where:18} {row['about']}")
+    click.echo("\nin rendered files:")
+    for key, reference in named.items():
+        click.echo(f"{key:10} {reference}")
 
 
 @images.command()
 @click.argument("name", default="host")
-def build(name: str) -> None:
+@click.option("--tag", default="", metavar="NAME", help="Another name for it, besides its own.")
+def build(name: str, tag: str) -> None:
     """Make the image NAME (host or full) in the engine."""
     kind = store.kind_of(name)
-    click.echo(store.ensure(find_engine().client, kind))
+    client = find_engine().client
+    own = store.ensure(client, kind)
+    if tag:
+        store.also_call(client, own, tag)
+    click.echo(tag or own)
+
+
+@images.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--tag", default="", metavar="NAME", help="The image's name in the engine; by default that of nodes.")
+def import_(file: Path, tag: str) -> None:
+    """Bring FILE, a root file system that `testbed images export` wrote elsewhere, into the engine."""
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read: {error.strerror}", where=str(file)) from error
+    tag = tag or named_images()["node"].name
+    store.bring_in(find_engine().client, data, tag)
+    click.echo(tag)
 
 
 @images.command()

@@ -82,9 +82,35 @@ def ensure(client: docker.DockerClient, kind: ImageKind) -> str:
 
 def build(client: docker.DockerClient, kind: ImageKind) -> None:
     """Import the image, whatever there was of that name."""
-    repository, _, tag = kind.tag.partition(":")
-    changes = [*CHANGES, f"LABEL {LABEL}={kind.name}"]
-    answer = client.api.import_image_from_data(archive(kind.name), repository=repository, tag=tag, changes=changes)
+    _import(client, archive(kind.name), kind.tag, f"LABEL {LABEL}={kind.name}")
+
+
+def bring_in(client: docker.DockerClient, data: bytes, tag: str) -> None:
+    """Make an image of a root file system that was exported elsewhere. Raises LabError where the engine refuses it."""
+    try:
+        _import(client, data, tag)
+    except DockerException as error:
+        raise LabError(f"the image {tag} cannot be imported: {error}") from error
+
+
+def also_call(client: docker.DockerClient, name: str, tag: str) -> None:
+    """Give an image another name. Raises LabError where the engine refuses it."""
+    repository, version = _parted(tag)
+    try:
+        client.images.get(name).tag(repository, tag=version)
+    except DockerException as error:
+        raise LabError(f"the image {name} cannot be called {tag}: {error}") from error
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """An image's name and its tag; a colon before a slash is a port's."""
+    repository, colon, tag = name.rpartition(":")
+    return (repository, tag) if colon and "/" not in tag else (name, "latest")
+
+
+def _import(client: docker.DockerClient, data: bytes, name: str, *changes: str) -> None:
+    repository, tag = _parted(name)
+    answer = client.api.import_image_from_data(data, repository=repository, tag=tag, changes=[*CHANGES, *changes])
     for line in str(answer).splitlines():
         said = json.loads(line) if line.startswith("{") else {}
         if "error" in said:

@@ -24,6 +24,7 @@ from testbed.flannelspec import BACKENDS, FlannelSpec, default_flannel
 from testbed.manifest import parse_manifest, read_manifest
 from testbed.model import LabSpec, Role
 from testbed.render import CLAB, CLAB_KIND, FLANNEL, KIND, WORKLOADS, cluster_name, kind_nodes, render_all, render_frr
+from testbed.targets import render_target
 from testbed.topology import load_topology
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -48,7 +49,7 @@ GOLDENS = {
 def test_golden(name: str) -> None:
     """TESTBED_UPDATE_GOLDEN=1 writes the files anew; read the difference before it is committed."""
     topology, flannel, options = GOLDENS[name]
-    files = render_all(load_topology(topology, "golden1", overrides=options), flannel())
+    files = render_target(load_topology(topology, "golden1", overrides=options), flannel())
     folder = GOLDEN / name
     if os.environ.get("TESTBED_UPDATE_GOLDEN"):
         write_files(folder, files)
