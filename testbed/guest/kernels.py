@@ -32,7 +32,7 @@ def given() -> Kernel | None:
     kernel = machine_in(place) if place.is_dir() else user_mode_linux(place)
     if kernel is None:
         raise GuestUnavailable(f"{VARIABLE} names no guest kernel: {path}", hint=f"unset {VARIABLE}, or mend it")
-    if kernel.way == "qemu" or (place.parents[1] / "lib" / "uml" / "modules").is_dir():
+    if kernel.way == "qemu" or (place.parent.parent / "lib" / "uml" / "modules").is_dir():
         return kernel  # Debian's, wherever it was unpacked
     return replace(kernel, way="given", built=f"given by {VARIABLE}")
 

@@ -17,6 +17,7 @@ from testbed.flannelspec import BACKENDS
 from testbed.guest.build import Kernel
 from testbed.guest.kernels import obtain_kernel, ready_kernel
 from testbed.guest.run import run as run_in_guest
+from testbed.guest.source import GuestUnavailable
 from testbed.options import IN_GUEST, KERNELS
 from testbed.report.parts import VARIABLE
 
@@ -135,6 +136,12 @@ def kernel_for(run: str, options: Sequence[str]) -> Kernel:
     return kernel
 
 
+def named_paths(options: Sequence[str]) -> list[Path]:
+    """The files and folders that options name, as far as they are there."""
+    # os.path, since an expression of -k may be longer than a name can be, which Path.exists() takes for an error.
+    return [Path(path) for path in (word.rpartition("=")[2] for word in options) if os.path.exists(path)]  # noqa: PTH110
+
+
 def in_guest(run: str, options: Sequence[str], kernel: Kernel, part: Path) -> int:
     """Run a backend's checks in a guest, which writes that part of the report; returns pytest's exit code.
 
@@ -145,7 +152,7 @@ def in_guest(run: str, options: Sequence[str], kernel: Kernel, part: Path) -> in
         [sys.executable, "-m", "testbed", "run", run, "--", *inner],
         kernel=kernel.path,
         writable=[part],
-        readable=[path for word in options if (path := Path(word.rpartition("=")[2])).exists()],
+        readable=named_paths(options),
         env={**environment(kernel), VARIABLE: str(part)},
     )
     return code if code < 128 or code == Exit.INTERRUPTED else int(Exit.LAB)
@@ -161,5 +168,8 @@ def deferrable(run: str, options: Sequence[str]) -> tuple[str, ...]:
         return ()
     wanted = {row.needs for row in load_catalogue().values() if run in row.backends and row.needs in KERNEL_NEEDS}
     missing = lacking("", sorted(wanted)) if wanted else ()
-    kernel = ready_kernel((*needs(run, options), *missing)) if missing else None
+    try:
+        kernel = ready_kernel((*needs(run, options), *missing)) if missing else None
+    except GuestUnavailable:
+        return ()  # the run itself can do without
     return missing if kernel and kernel.way not in SLOWER else ()

@@ -95,6 +95,14 @@ def test_a_run_needs_of_a_guest_what_its_backend_and_its_rules_take() -> None:
             assert set(backend.kernel_features) < set(found)
 
 
+def test_a_guest_sees_the_files_that_options_name(tmp_path: Path) -> None:
+    path = tmp_path / "flanneld"
+    path.touch()
+    options = ["--flanneld", f"worker1={path}", f"--manifest={path}", "--manifest", f"{path}.gone"]
+    assert runs.named_paths(options) == [path, path]
+    assert runs.named_paths(["-k", " or ".join(["VXE-01"] * 50)]) == [], "longer than any name can be"
+
+
 def test_a_run_in_a_guest_keeps_track_of_its_labs_in_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TESTBED_STATE", "/home/somebody/state")
     monkeypatch.delenv("TESTBED_TIME_SCALE", raising=False)

@@ -12,6 +12,7 @@ import pytest
 from testbed.errors import Exit, InputError, LabError
 from testbed.guest import runs
 from testbed.guest.passes import Passes, on_both, without_workers, workers
+from testbed.guest.source import GuestUnavailable
 from testbed.report.parts import OUTCOMES, PartWriter, gather_files, merged
 from testbed.report.record import Outcome, RunRecord, Verdict
 from testbed.report.write import ReportFolder
@@ -134,6 +135,10 @@ def test_the_number_of_guests_is_said_as_that_of_workers(words: list[str], count
     assert (workers(words), without_workers(words)) == (count, rest)
 
 
+def no_place_for_one(_: object) -> None:
+    raise GuestUnavailable("there is no folder to keep a guest kernel in")
+
+
 def test_only_an_auto_run_leaves_checks_to_a_guest(monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
@@ -150,6 +155,8 @@ def test_only_an_auto_run_leaves_checks_to_a_guest(monkeypatch: pytest.MonkeyPat
     assert runs.deferrable("vxlan", ["--lab=clab"]) == ()
     monkeypatch.setattr(runs, "ready_kernel", lambda _: None)
     assert runs.deferrable("vxlan", []) == ()
+    monkeypatch.setattr(runs, "ready_kernel", no_place_for_one)
+    assert runs.deferrable("vxlan", []) == (), "a run on this kernel does without a cache folder"
     monkeypatch.setattr(runs, "ready_kernel", lambda _: Kernel(Path("/k"), "6.1", "qemu"))
     assert runs.deferrable("vxlan", []) == (), "a whole lab in QEMU for a few checks is too much"
 
