@@ -191,6 +191,8 @@ def locked(folder: Path, progress: Progress) -> Iterator[None]:
         except BlockingIOError:
             with progress.step("Waiting for another command that builds the guest kernel"):
                 fcntl.flock(lock, fcntl.LOCK_EX)
+        for stale in (*folder.glob(".building-*"), *folder.glob(".fetching-*")):  # of commands that were killed
+            shutil.rmtree(stale, ignore_errors=True)
         yield
 
 
@@ -209,8 +211,6 @@ def build(progress: Progress | None = None, *, again: bool = False) -> Kernel:
     with locked(folder, progress):
         if not again and (kernel := find_built()):
             return kernel
-        for stale in folder.glob(".building-*"):  # of a build that was killed: this one holds the lock
-            shutil.rmtree(stale, ignore_errors=True)
         require_space(folder)
         scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=folder))
         try:

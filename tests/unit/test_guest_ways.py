@@ -154,6 +154,7 @@ def mirror(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_debian_s_kernel_is_fetched_once_and_what_it_lacks_is_known(mirror: Path) -> None:
+    (mirror / "cache/testbed/guest-kernel/.fetching-killed").mkdir(parents=True)
     found = packaged.obtain_packaged(Quiet())
     assert (found.version, found.way, found.lacks) == ("6.1.9", "packaged", ("wireguard",))
     assert found.path.is_relative_to(mirror / "cache")
@@ -181,6 +182,15 @@ def test_a_kernel_that_is_brought_along_is_asked_what_it_has(mirror: Path, monke
         monkeypatch.setenv(kernels.VARIABLE, str(path))
         with pytest.raises(GuestUnavailable, match=words):
             kernels.obtain_kernel()
+
+
+def test_a_kernel_may_lie_in_the_root_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(kernels.VARIABLE, "/no-such-linux")
+    monkeypatch.setattr(os, "access", lambda *_: True)
+    monkeypatch.setattr(kernels, "user_mode_linux", lambda path: Kernel(path, "6.1", "packaged"))
+    found = kernels.given()
+    assert found is not None
+    assert (found.path, found.way) == (Path("/no-such-linux"), "given")
 
 
 def test_a_package_that_does_not_start_here_is_told_and_not_kept(mirror: Path) -> None:
