@@ -95,6 +95,8 @@ class Passes:
         record.facts = facts | record.facts
         record.interrupted |= self.interrupted
         record.broken = self.broken or record.broken
+        if Exit.LAB in self.codes and not all(endings):  # one of several, which has said why
+            record.broken = record.broken or "a guest died before the end of its checks; see above"
         known = [Ending(**ending["ending"]) for ending in endings if ending]
         first = known[0] if known else Ending(self.run, "smoke", comparable=False)
         stopped = any(ending.stopped for ending in known) or len(known) < len(self.parts)

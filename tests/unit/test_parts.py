@@ -78,6 +78,18 @@ def test_a_pass_that_dies_leaves_what_it_had_done_and_the_lab_is_at_fault(
     assert "its last words" in capfd.readouterr().out
 
 
+def test_the_death_of_one_of_several_is_in_the_report(
+    run: Passes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write(run.part().folder, outcome("VXD-01"))
+    write(run.part().folder, outcome("VXD-02"), ended=False)
+    run.codes += [int(Exit.HELD), int(Exit.LAB)]
+    assert run.conclude() == Exit.LAB
+    assert json.loads((tmp_path / "report" / "checks.json").read_text())["run"]["exit"] == Exit.LAB
+    assert "a guest died" in (tmp_path / "report" / "junit.xml").read_text()
+    assert "a guest died" in capfd.readouterr().out
+
+
 def test_where_nothing_was_done_the_error_is_all_there_is(run: Passes, tmp_path: Path) -> None:
     run.part()
     with run.kept():
