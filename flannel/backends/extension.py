@@ -112,5 +112,8 @@ def _command(conf: NetConf, key: str) -> str:
 
 
 def _failure(key: str, outcome: Outcome) -> str:
+    if outcome.late:
+        return f"{key} took more than {_SECONDS:.0f} s"
     said = (outcome.errors.strip() or outcome.output.strip())[:300]
-    return f"{key} ended with {outcome.code}: {said}" if outcome.code > 0 else f"{key} took more than {_SECONDS:.0f} s"
+    how = f"ended with {outcome.code}" if outcome.code > 0 else f"was ended by signal {-outcome.code}"
+    return f"{key} {how}: {said}"

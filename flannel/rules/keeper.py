@@ -166,5 +166,6 @@ def checked(argv: list[str], text: str = "") -> Outcome:
     """Run a program that has to succeed. Raises RulesError."""
     outcome = run(argv, text)
     if outcome.code:
-        raise RulesError(f"`{' '.join(argv)}` ended with {outcome.code}: {outcome.errors.strip()[:500]}")
+        how = "took too long and was stopped" if outcome.late else f"ended with {outcome.code}"
+        raise RulesError(f"`{' '.join(argv)}` {how}: {outcome.errors.strip()[:500]}")
     return outcome

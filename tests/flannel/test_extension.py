@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from flannel.backends import extension
 from flannel.backends.base import BackendError
 from flannel.backends.extension import ExtensionBackend, expand
 from flannel.daemon import make_backend
 from flannel.netconf import NetConfError
+from flannel.state import Recorded
 from tests.flannel.backendlab import EXTERNAL, conf
 from tests.flannel.corelab import Node, peer, until
 
@@ -79,6 +81,30 @@ def test_a_command_that_fails_is_told_of(node: Node) -> None:
     daemon = node.start(backend={"Type": "extension", "SubnetAddCommand": "/nowhere/it $SUBNET"})
     daemon.list(peer(2, kind="extension"))
     daemon.said("10.244.2.0/24 by 192.168.50.2: SubnetAddCommand ended with 127")
+
+
+def test_half_a_character_in_a_peers_data_costs_no_other_peer(node: Node) -> None:
+    """JSON can hold what no text can: its command gets something else, and the next one is run all the same."""
+    daemon = node.start(backend={"Type": "extension", "SubnetAddCommand": "/run/recording add"})
+    daemon.list({**peer(2, kind="extension"), "data": "\ud800"}, {**peer(3, kind="extension"), "data": "theirs"})
+    both = ["add 10.244.2.0/24 192.168.50.2  [?] ", "add 10.244.3.0/24 192.168.50.3  [theirs] "]
+    until(lambda: node.run("cat", "/run/record", check=False).splitlines() == both, f"both commands\n{daemon.log}")
+
+
+def test_how_a_command_failed_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(extension, "_SECONDS", 0.2)
+    killed = tmp_path / "killed"
+    killed.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    killed.chmod(0o755)
+    for command, said in (
+        (str(killed), "PreStartupCommand was ended by signal 11"),
+        ("sleep 60", "PreStartupCommand took more than"),
+        ("echo \0", "PreStartupCommand ended with 127: echo: embedded null byte"),
+        ("\0", "PreStartupCommand ended with 127: .*embedded null byte"),
+    ):
+        backend = ExtensionBackend(conf(Type="extension", PreStartupCommand=command), EXTERNAL)
+        with pytest.raises(BackendError, match=said):
+            backend.prepare(None, Recorded())  # type: ignore[arg-type]
 
 
 def test_alloc_programs_nothing(node: Node) -> None:
