@@ -15,7 +15,8 @@ NEEDED = (
     *("bash", "coreutils", "dash", "findutils", "gawk", "mawk", "grep", "sed", "tar", "libc-bin", "netbase"),
     *("conntrack", "containernetworking-plugins", "etcd-server", "ethtool", "frr", "hostname", "iperf3", "iproute2"),
     *("iptables", "iputils-ping", "libpam-modules", "nftables", "openssl", "procps", "python3-minimal", "python3"),
-    *("tcpdump", "util-linux", "wireguard-tools", "charon-systemd", "strongswan-swanctl", "libstrongswan-standard-plugins"),
+    *("tcpdump", "util-linux", "wireguard-tools"),
+    *("charon-systemd", "strongswan-swanctl", "libstrongswan-standard-plugins"),
 )
 """Packages whose files a machine needs; one that is not installed here is not in the image."""
 
