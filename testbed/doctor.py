@@ -74,7 +74,7 @@ TOOLS = (
 class Finding:
     """One thing that was looked at. `needed_by` are run names; empty where no run needs it."""
 
-    kind: str  # tool, kernel, limit or policy
+    kind: str  # tool, kernel, limit, policy or containers
     name: str
     ok: bool
     needed_by: tuple[str, ...] = ()
@@ -339,6 +339,9 @@ def reasons(backend: Backend, findings: Sequence[Finding]) -> tuple[str, ...]:
 
 
 def diagnose() -> Diagnosis:
-    """Look at everything. Takes about a quarter of a second. Raises LabError where the probe does not answer."""
-    findings = (*_tools(), *_features(probe_features()), *limits(), *policies(os.geteuid()))
+    """Look at everything. Takes about half a second. Raises LabError where the probe does not answer."""
+    from testbed import containers  # which needs this module
+
+    found = (*_tools(), *_features(probe_features()), *limits(), *policies(os.geteuid()))
+    findings = (*found, *containers.findings())
     return Diagnosis(_machine(), findings, {run: reasons(backend, findings) for run, backend in BACKENDS.items()})

@@ -58,6 +58,27 @@ def build_tool(name: str) -> Path:
     A build is kept under $XDG_CACHE_HOME/testbed/tools by a hash of its sources, pins and compiler.
     Raises ToolUnavailable where it cannot be built here, LabError where its build fails.
     """
+    program, go, source = _place(name)
+    if program.exists():
+        return program
+    with (program.parent / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not program.exists():  # someone else may have built it while this one waited
+            _build(go, source, TOOLS[name], program)
+    return program
+
+
+def built_tool(name: str) -> Path | None:
+    """The program of that name as it was built before; None where it would have to be built now.
+
+    Raises ToolUnavailable where it cannot be built here.
+    """
+    program, _, _ = _place(name)
+    return program if program.exists() else None
+
+
+def _place(name: str) -> tuple[Path, str, Path]:
+    """Where a program is kept, what Go it is built with, and where its module is. Raises ToolUnavailable."""
     tool = TOOLS[name]
     source = Path(__file__).resolve().parent.parent / "tools" / tool.folder
     if not (source / "go.mod").is_file():
@@ -66,14 +87,7 @@ def build_tool(name: str) -> Path:
     if go is None:
         raise ToolUnavailable(f"{name} is built with Go, which is missing", hint="install golang-go, or Go from go.dev")
     cache = _cache()
-    program = cache / f"{name}-{_fingerprint(go, source, tool)}"
-    if program.exists():
-        return program
-    with (cache / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not program.exists():  # someone else may have built it while this one waited
-            _build(go, source, tool, program)
-    return program
+    return cache / f"{name}-{_fingerprint(go, source, tool)}", go, source
 
 
 def _cache() -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed import cli, doctor
+from testbed import cli, containers, doctor
 from testbed.checks import implemented, load_catalogue
 from testbed.errors import Exit, LabError
 from testbed.flannelspec import BACKENDS
@@ -34,6 +34,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, object]]:
     monkeypatch.setattr(doctor, "find_tool", lambda tool: f"/bin/{tool.program}")
     monkeypatch.setattr(doctor, "limits", list)
     monkeypatch.setattr(doctor, "policies", lambda _: [])
+    monkeypatch.setattr(containers, "findings", lambda: ())
     return answer
 
 
