@@ -149,12 +149,17 @@ class Charon:
                 self._step()
                 self._complaint = ""
             except (ViciError, BackendError, OSError) as error:
-                if str(error) != self._complaint and not self._stopping:
-                    log.error(f"ipsec: {error}; trying again")
-                self._complaint = str(error)
-                self._hang_up()
-                self._wait(_RETRY)
+                self._failed(str(error))
+            except Exception as error:  # noqa: BLE001 - nobody else would start charon again
+                self._failed(log.place_of(error))
         self._hang_up()
+
+    def _failed(self, why: str) -> None:
+        if why != self._complaint and not self._stopping:
+            log.error(f"ipsec: {why}; trying again")
+        self._complaint = why
+        self._hang_up()
+        self._wait(_RETRY)
 
     def _step(self) -> None:
         """Do what is due, then wait for more: a word of `want` or `look`, charon's, or its end."""

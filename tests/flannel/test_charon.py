@@ -148,6 +148,26 @@ def test_what_charon_takes_for_installed() -> None:
     assert _children({"c": ike, "d": {}, "e": "text"}) == [_Child("c", "k", "7", 0xC7A1B2C3, 0x102)]
 
 
+def test_what_nobody_foresaw_is_no_reason_to_give_charon_up(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(charon, "_RETRY", 0.0)
+    made = charon.Charon("/bin/true", str(ADDRESS), PSK)
+    steps = []
+
+    def step() -> None:
+        steps.append(1)
+        made._stopping = len(steps) == 3
+        _children({"c": {"child-sas": {"k": {"state": "INSTALLED", "spi-in": PSK}}}})
+
+    monkeypatch.setattr(made, "_step", step)
+    made._work()
+    said = capfd.readouterr().err
+    assert len(steps) == 3
+    assert said.count("ipsec: unexpected ValueError at charon.py:") == 1
+    assert PSK not in said
+
+
 def test_what_an_earlier_charon_left_goes_once_there_is_a_new_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     there, other = ADDRESS + 1, ADDRESS + 2
     left = {Association(ADDRESS, there, 1), Association(there, ADDRESS, 2), Association(ADDRESS, other, 3)}
