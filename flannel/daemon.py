@@ -106,7 +106,8 @@ class Daemon:
             signal.signal(each, signal.SIG_DFL)  # a second signal ends the process at once
         log.info(f"shutdownHandler sent cancel signal: {signal.Signals(number).name}")
         self._stopping = True
-        if not self._serving:
+        self.start_anew = False
+        if not self._serving and not self._ended.is_set():
             raise Stopped
         os.eventfd_write(self._wake, 1)
 
@@ -340,7 +341,8 @@ class Daemon:
 
     def _close(self) -> None:
         self._ended.set()
-        self._manager.tell("STOPPING=1", "STATUS=ending")
+        # A manager that was told of an end would wait for it, and enforce it.
+        self._manager.tell(*(["STATUS=starting anew"] if self.start_anew else ["STOPPING=1", "STATUS=ending"]))
         if self._health is not None:
             self._health.ready = False
         ends = [keeper.stop for keeper in self._rules]

@@ -111,6 +111,9 @@ def break_parts(names: list[str]) -> None:
     def hang(*_: object) -> None:
         threading.Event().wait()
 
+    def linger(*_: object) -> None:
+        threading.Event().wait(1.0)
+
     acquire, acquired = SteeredStore.acquire, []
 
     def acquire_but_the_second_time(store: SteeredStore, *given: Any) -> Lease:
@@ -124,6 +127,7 @@ def break_parts(names: list[str]) -> None:
         "start": (VxlanBackend, "start", broken),
         "close": (SteeredStore, "close", broken),
         "hang": (SteeredStore, "close", hang),
+        "slow": (SteeredStore, "close", linger),
     }
     for name in names:
         if name == "thread":

@@ -78,6 +78,20 @@ def test_ready_is_said_when_subnet_env_is_there(node: Node, tmp_path: Path) -> N
     manager.process.wait()
 
 
+def test_starting_anew_is_no_end(node: Node, tmp_path: Path) -> None:
+    """A manager that is told of an end kills what goes on after a while."""
+    manager = Manager(node, "/run/notify", tmp_path / "told")
+    node.start(backend={"Type": "alloc"}, environment={"NOTIFY_SOCKET": "/run/notify"})
+    node.ip("addr flush dev eth0")
+    node.ip("addr add 192.168.50.99/24 dev eth0")
+    node.ip("route replace default via 192.168.50.254")
+    until(lambda: sum("READY=1" in one for one in manager.told()) == 2, "READY=1 again")
+    assert "STATUS=starting anew" in manager.told()
+    assert not any("STOPPING=1" in one for one in manager.told())
+    manager.process.kill()
+    manager.process.wait()
+
+
 def test_a_manager_that_is_not_there_costs_a_line_of_log(node: Node) -> None:
     daemon = node.start(environment={"NOTIFY_SOCKET": "/run/nobody"})
     assert "cannot tell the service manager" in daemon.log

@@ -137,6 +137,24 @@ def test_a_second_signal_ends_it_at_once(node: Node) -> None:
     assert "Exiting cleanly" not in daemon.log
 
 
+def test_a_signal_counts_while_it_is_about_to_start_anew(node: Node) -> None:
+    daemon = node.start(backend={"Type": "alloc"}, broken=["slow"])
+    node.ip("addr flush dev eth0")
+    node.ip("addr add 192.168.50.99/24 dev eth0")
+    node.ip("route replace default via 192.168.50.254")
+    daemon.said("Waiting for all goroutines to exit")
+    assert "starting anew" in daemon.log
+    assert daemon.stop() == 0
+    assert daemon.log.count("CLI flags config") == 1
+
+
+def test_a_signal_while_it_gives_up_costs_no_line(node: Node) -> None:
+    daemon = node.start(broken=["start", "slow"], ready=False)
+    daemon.said("cannot go on")
+    assert daemon.stop() == 1
+    assert "Traceback" not in daemon.log
+
+
 def test_sighup_ends_it_as_it_does_any_program(node: Node) -> None:
     daemon = node.start()
     assert daemon.stop(signal.SIGHUP) in (-signal.SIGHUP, 128 + signal.SIGHUP)
@@ -156,11 +174,10 @@ def test_what_is_there_outlives_it_and_subnet_env_is_written_once(node: Node) ->
     assert node.run("iptables", "-t", "nat", "-S").count("-A FLANNEL-POSTRTG") == 6
 
 
-def test_the_folder_and_the_file_can_be_read_by_all_whatever_the_umask(node: Node) -> None:
+def test_the_file_can_be_read_by_all_whatever_the_umask(node: Node) -> None:
     node.run("rm", "-rf", "/run/flannel")
-    os.umask(before := os.umask(0o077))
+    before = os.umask(0o077)
     try:
-        os.umask(0o077)
         node.start("--subnet-file=/run/new/folder/subnet.env")
     finally:
         os.umask(before)
