@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
 SEEK_SET = 0
-_KIND, _REGULAR = 0o170000, 0o100000
+_KIND, _REGULAR, _FOLDER = 0o170000, 0o100000, 0o040000
 
 
 def _decoded() -> MutableMapping[str, str]:
@@ -73,13 +73,18 @@ def isfile(path: str) -> bool:
 def makedirs(path: str, mode: int) -> None:
     """Make a folder and those above it, where they are not there. Raises OSError."""
     try:
-        mkdir(path, mode)
+        _make_folder(path, mode)
     except FileNotFoundError:
         above = path.rstrip("/").rpartition("/")[0]
         if not above or above == path:
             raise
         makedirs(above, 0o777)
+        _make_folder(path, mode)
+
+
+def _make_folder(path: str, mode: int) -> None:
+    try:
         mkdir(path, mode)
-    except FileExistsError:
-        if stat(path).st_mode & _KIND == _REGULAR:
+    except FileExistsError:  # another pod's plugin may have been faster
+        if stat(path).st_mode & _KIND != _FOLDER:
             raise

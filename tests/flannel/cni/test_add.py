@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import stat
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flannel.cni import system
 from tests.flannel.cnilab import DUAL_ENV, GOLDEN, Runtime
 
 
@@ -32,6 +35,26 @@ def test_add_saves_before_it_hands_over(runtime: Runtime) -> None:
     assert stat.S_IMODE(saved.stat().st_mode) == 0o600
     assert stat.S_IMODE(runtime.data.stat().st_mode) == 0o700
     assert [path.name for path in runtime.data.iterdir()] == ["c1"]
+
+
+def test_the_folder_may_be_made_by_another_pods_plugin_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a new node several pods are added at the same time."""
+    folder = tmp_path / "cni" / "flannel"
+
+    def mkdir(path: str, mode: int) -> None:
+        if Path(path).parent.exists():
+            os.mkdir(path)
+        os.mkdir(path, mode)
+
+    monkeypatch.setattr(system, "mkdir", mkdir)
+    system.makedirs(str(folder), 0o700)
+    assert folder.is_dir()
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "flannel"):
+        with pytest.raises(OSError, match="file"):
+            system.makedirs(str(path), 0o700)
 
 
 def test_dual_stack(runtime: Runtime) -> None:
