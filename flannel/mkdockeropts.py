@@ -104,6 +104,15 @@ def _read(path: str) -> dict[str, str]:
     return {key: value.strip("\"'") for key, equals, value in lines if equals}
 
 
+def _write(path: str, text: str) -> None:
+    """Replace the file; a device or a pipe, such as /dev/stdout, must not be replaced. Raises OSError."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        with open(path, "w", encoding="utf-8", errors="surrogateescape") as output:
+            output.write(text)
+    else:
+        subnetenv.write(path, text)
+
+
 def _is_routed_elsewhere(path: str) -> str:
     """The gateway by which the main table leads to this node's own subnet; empty where it does not."""
     from flannel.kernel import rtnl
@@ -125,7 +134,7 @@ def main(words: Sequence[str], environment: Mapping[str, str] = os.environ) -> i
     """Write the file; exit status 1 where that cannot be done, or where Docker's bridge would not get its packets."""
     try:
         wanted = parse(words)
-        subnetenv.write(wanted.docker_file, render(wanted, _read(wanted.subnet_file), environment))
+        _write(wanted.docker_file, render(wanted, _read(wanted.subnet_file), environment))
         elsewhere = _is_routed_elsewhere(wanted.subnet_file)
         if elsewhere:
             raise Refused(f"the subnet of this node is routed elsewhere: {elsewhere}")

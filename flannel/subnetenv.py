@@ -51,7 +51,7 @@ def write(path: str, text: str) -> None:
         pass
     temporary = os.path.join(folder, f".{os.path.basename(path)}.{os.urandom(6).hex()}")
     try:
-        with open(temporary, "x", encoding="ascii") as output:
+        with open(temporary, "x", encoding="utf-8", errors="surrogateescape") as output:
             os.fchmod(output.fileno(), mode)
             output.write(text)
             output.flush()

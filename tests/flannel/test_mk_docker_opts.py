@@ -65,6 +65,20 @@ def test_options_of_the_environment_are_kept(files: Files) -> None:
     assert f'DOCKER_OPTS="--log-level=warn  {BIP} --debug {MASQ} {MTU}"' in text
 
 
+def test_options_of_the_environment_may_hold_any_letters(files: Files) -> None:
+    assert files.run("-i", DOCKER_OPT_LABEL="--label=gr\u00fcn\udcff") == 0
+    assert b'DOCKER_OPT_LABEL="--label=gr\xc3\xbcn\xff"' in files.docker.read_bytes()
+
+
+def test_a_pipe_is_written_to_and_not_replaced(files: Files) -> None:
+    os.mkfifo(files.flannel.with_name("pipe"))
+    files.docker = files.flannel.with_name("pipe")
+    with os.fdopen(os.open(files.docker, os.O_RDONLY | os.O_NONBLOCK)) as reader:
+        assert files.run("-i") == 0
+        assert reader.read() == SINGLE
+    assert files.docker.is_fifo()
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
