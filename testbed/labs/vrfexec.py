@@ -77,14 +77,17 @@ def answer(listener: int, vrf: bytes) -> None:
     fcntl.ioctl(listener, RECEIVE, request)
     number, _, _, _, _, _, family, kind, protocol, *_ = REQUEST.unpack(request)
     made = socket_in(vrf, family & 0xFFFFFFFF, kind & 0xFFFFFFFF, protocol & 0xFFFFFFFF)
-    if made < 0:
-        fcntl.ioctl(listener, ANSWER, bytearray(REPLY.pack(number, 0, made, 0)))
-        return
-    try:
-        flags = os.O_CLOEXEC if kind & socket.SOCK_CLOEXEC else 0
-        fcntl.ioctl(listener, HAND_OVER, HANDED.pack(number, AND_ANSWER, made, 0, flags))
-    finally:
-        os.close(made)
+    fault = made
+    if made >= 0:
+        try:
+            flags = os.O_CLOEXEC if kind & socket.SOCK_CLOEXEC else 0
+            fcntl.ioctl(listener, HAND_OVER, HANDED.pack(number, AND_ANSWER, made, 0, flags))
+            return
+        except OSError as error:  # it may have no more descriptors, and would wait for ever
+            fault = -(error.errno or errno.EIO)
+        finally:
+            os.close(made)
+    fcntl.ioctl(listener, ANSWER, bytearray(REPLY.pack(number, 0, fault, 0)))
 
 
 def serve(near: socket.socket, vrf: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 from collections.abc import Iterator
@@ -49,6 +50,19 @@ print(json.dumps({"devices": {name: device(x) for name, x in found.items()}, "er
 """
 
 
+#: Makes sockets until it may have no more.
+UNTIL_FULL = """
+import resource, socket
+resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
+kept = []
+try:
+    while True:
+        kept.append(socket.socket())
+except OSError as error:
+    print(error.errno)
+"""
+
+
 @pytest.fixture
 def bound(lab: NetnsLab) -> NetnsNode:
     """A leaf whose commands' sockets are bound to a device: any does where the kernel has no VRFs."""
@@ -87,6 +101,11 @@ def test_exit_codes_signals_input_and_output_are_the_command_s(bound: NetnsNode)
     assert bound.run(["sh", "-c", "kill -9 $$"], check=False).rc in (-signal.SIGKILL, 128 + signal.SIGKILL)
     missing = bound.run(["no-such-program"], check=False)
     assert (missing.rc, missing.stderr) == (127, "no-such-program: No such file or directory\n")
+
+
+def test_who_may_have_no_more_sockets_is_told_so(bound: NetnsNode) -> None:
+    done = bound.run([interpreter(), "-I", "-S", "-c", UNTIL_FULL], timeout=10)
+    assert int(done.stdout) == errno.EMFILE
 
 
 def test_a_vrf_that_is_not_there_is_told(bound: NetnsNode) -> None:
