@@ -27,6 +27,7 @@ READY_SECONDS = 30.0
 DOWN_SECONDS = 20.0
 NAME = "engine"
 CGROUPS = Path("/sys/fs/cgroup")
+MAX_SOCKET_PATH = 107
 CAP_LAST = 40  # the highest capability that engines of today name
 
 
@@ -109,6 +110,7 @@ def start() -> PrivateEngine:
             hint="sudo ./run …; the embedded lab (`--lab netns`) needs neither",
         )
     dockerd = _dockerd()
+    _check_path(state.state_folder() / NAME)
     with state.locked(NAME):
         earlier = _read()
         if earlier and earlier.alive:
@@ -116,6 +118,16 @@ def start() -> PrivateEngine:
         if earlier:
             _remove(earlier)
         return _start(dockerd)
+
+
+def _check_path(place: Path) -> None:
+    """Containerd waits for ever for a socket whose path is longer than the kernel takes."""
+    if len(os.fsencode(place / "exec/containerd/containerd.sock.ttrpc")) > MAX_SOCKET_PATH:
+        raise LabError(
+            "the path of the engine's folder is too long for its sockets",
+            where=str(place),
+            hint="name a shorter folder by TESTBED_STATE",
+        )
 
 
 def _dockerd() -> str:

@@ -13,7 +13,8 @@ import pytest
 
 from testbed import containers, doctor, tools
 from testbed.doctor import Finding
-from testbed.engine import find
+from testbed.engine import find, private
+from testbed.errors import LabError
 
 
 @pytest.fixture
@@ -113,3 +114,15 @@ def test_an_engine_that_is_dead_is_told_so(machine: Path, tmp_path: Path, monkey
     engine = found()[0]
     assert not engine.ok
     assert "no Docker engine answers at" in engine.detail
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts an engine")
+def test_a_state_folder_too_long_for_sockets_is_refused_at_once(
+    machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(machine / "dockerd")
+    place = tmp_path / ("x" * 80)
+    monkeypatch.setenv("TESTBED_STATE", str(place))
+    with pytest.raises(LabError, match="too long for its sockets"):
+        private.start()
+    assert list(place.iterdir()) == []
