@@ -245,7 +245,7 @@ class _Reading:
         seen: dict[frozenset[str], str] = {}
         for name, raw in links.items() if isinstance(links, dict) else ():
             where, ends = ("links", name), frozenset(str(name).split("-"))
-            if known and ends not in known:
+            if known and (ends not in known or str(name).count("-") != 1):
                 names = ["-".join(pair) for pair in known.values()]
                 close = difflib.get_close_matches(str(name), names, n=1)
                 hint = f"did you mean {close[0]}?" if close else f"links: {', '.join(names[:20])}"

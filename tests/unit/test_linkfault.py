@@ -141,6 +141,12 @@ def test_an_unknown_link_names_those_there_are(tmp_path: Path) -> None:
         load(tmp_path, "links: {x: {delay: 2ms}}\n")
 
 
+@pytest.mark.parametrize("name", ["leaf1-spine1-leaf1", "leaf1-leaf1-spine1", "leaf1", "leaf1-leaf1", "-leaf1"])
+def test_what_is_nearly_a_link_is_none(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=f"links.{name}: there is no such link"):
+        load(tmp_path, f"links: {{{name}: {{delay: 2ms}}}}\n")
+
+
 def test_what_is_wrong_with_the_racks_does_not_show_again_in_the_links(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         load(
