@@ -21,7 +21,7 @@ from types import FrameType
 from typing import IO
 
 from testbed import checks
-from testbed.errors import Exit, LabError, TestbedError, worst
+from testbed.errors import Exit, InputError, LabError, TestbedError, worst
 from testbed.guest import runs
 from testbed.interrupts import handling, has_terminal
 from testbed.report.conclude import Ending, conclude
@@ -133,18 +133,20 @@ def in_guests(run: str, options: Sequence[str]) -> int:
 
 
 def workers(options: Sequence[str]) -> int:
-    """How many labs side by side are asked for, in the words of pytest-xdist."""
+    """How many labs side by side are asked for, in the words of pytest-xdist. Raises InputError for no number."""
     found = "1"
     for position, word in enumerate(options):
-        if word in ("-n", "--numprocesses") and position + 1 < len(options):
-            found = options[position + 1]
+        if word in ("-n", "--numprocesses"):
+            found = next(iter(options[position + 1 :]), "")
         elif word.startswith("--numprocesses="):
             found = word.partition("=")[2]
         elif word.startswith("-n") and word[2:].lstrip("=").isalnum():
             found = word[2:].lstrip("=")
     if found in ("auto", "logical"):
         return len(os.sched_getaffinity(0))
-    return max(1, int(found)) if found.isdigit() else 1
+    if not found.isdecimal():
+        raise InputError(f"{found!r} is no number of guests", where="-n", hint="-n 2, or -n auto")
+    return max(1, int(found))
 
 
 def without_workers(options: Sequence[str]) -> list[str]:

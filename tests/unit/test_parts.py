@@ -147,6 +147,12 @@ def test_the_number_of_guests_is_said_as_that_of_workers(words: list[str], count
     assert (workers(words), without_workers(words)) == (count, rest)
 
 
+@pytest.mark.parametrize("words", [["-n", "two"], ["-ntwo"], ["-n", "-1"], ["-n"], ["--numprocesses=\u00b2"]])
+def test_what_is_no_number_of_guests_is_refused(words: list[str]) -> None:
+    with pytest.raises(InputError, match="is no number of guests"):
+        workers(words)
+
+
 def no_place_for_one(_: object) -> None:
     raise GuestUnavailable("there is no folder to keep a guest kernel in")
 
