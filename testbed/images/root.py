@@ -38,6 +38,7 @@ begin() { # NAME READY
     echo "$!" >"/run/$1.pid"
     for _ in {1..500}; do [ -e "$2" ] && return; sleep 0.02; done
 }
+rm -rf /run/* /tmp/*  # as it is where a machine starts anew
 mkdir -p /run/frr /run/netns /run/lock
 if [ -e /etc/frr/frr.conf ]; then
     ports=$(sed -n 's/^ *neighbor \([^ ]*\) interface .*/\1/p' /etc/frr/frr.conf | sort -u)

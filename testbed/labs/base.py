@@ -171,6 +171,15 @@ class Lab(Protocol):
         """
         ...
 
+    def restart(self, name: str) -> None:
+        """Let a machine start anew, as after a loss of power: it loses its processes, network, /run and /tmp.
+
+        Its links, addresses and routing are made again, nothing else; what ran there is for the caller to start.  Ask
+        `node` for the machine afterwards: what was known of it before may not reach it.  Raises InputError where one of
+        its links has a fault by `fault`, LabError where the machine does not come back.
+        """
+        ...
+
     def down(self) -> None:
         """Remove the lab, and check that nothing of it is left."""
         ...

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
@@ -21,9 +20,9 @@ from testbed.clab.program import find_containerlab
 from testbed.engine.find import Engine, find_engine
 from testbed.errors import LabBusyError, LabError
 from testbed.images import store
-from testbed.labs import Progress, Quiet, inside, interpreter, state
+from testbed.labs import Progress, Quiet, residents, restart, state
 from testbed.labs.faults import LinkFaults, fault, require_features
-from testbed.labs.netns import NetnsNode
+from testbed.labs.netns import ENVIRONMENT, NetnsNode
 from testbed.labs.plan import node_plan, wiring_faults
 from testbed.linkfault import LinkFault
 from testbed.model import LabSpec, LinkSpec
@@ -70,7 +69,8 @@ class ClabLab:
         own = self.engine.private
         way = ("nsenter", "-t", str(own.holder.pid), "-m", "-p", "-F", "--") if own else ()
         pids = self.record.pids
-        return {n.name: ClabNode(n, 0, pids[n.name], way=way) for n in self.spec.nodes if n.name in pids}
+        holder = own.holder.pid if own else 0
+        return {n.name: ClabNode(n, holder, pids[n.name], way=way) for n in self.spec.nodes if n.name in pids}
 
     @property
     def spec(self) -> LabSpec:
@@ -109,11 +109,35 @@ class ClabLab:
         wanted = LinkFault(delay, jitter, loss, reorder, duplicate, corrupt, rate, down=down, towards=towards)
         return fault(self, link, wanted)
 
+    def settle(self, names: Iterable[str]) -> None:
+        """Make many commands on these machines cheap for as long as this process lives."""
+        for name in names:
+            residents.settle(self.nodes[name], ENVIRONMENT)
+
+    def restart(self, name: str) -> None:
+        """Let a machine start anew; see `Lab.restart`."""
+        node = self.node(name)
+        restart.check_no_faults(self, name)
+        residents.leave(node)
+        way = self.engine.private.entering() if self.engine.private else ()
+        restart.put_aside(way, node.spec, node.pid)
+        try:
+            self.engine.client.containers.get(container_name(self.spec, name)).restart(timeout=0)
+        except DockerException as error:
+            raise LabError(f"the container of {name} cannot be started anew: {error}", where=self.spec.id) from error
+        self.record = replace(self.record, pids=_pids(self.engine, self.spec))
+        self.record.save()
+        self.nodes = MappingProxyType(self._nodes())
+        restart.put_back(way, node.spec, node.pid, self.node(name).pid)
+        restart.wire_again(self, name, _plan(self.spec, name))
+
     def detach(self) -> None:
         """Let the lab outlive this process, as containers do by themselves."""
 
     def down(self) -> None:
         """Remove the lab's containers and files, and check that nothing is left. Raises LabError."""
+        for node in self.nodes.values():
+            residents.leave(node)
         with state.locked(self.spec.id):
             _remove(self.engine, self.spec)
             self.record.forget()
@@ -254,20 +278,20 @@ def container_name(spec: LabSpec, node: str) -> str:
     return f"clab-{cluster_name(spec)}-{node}"
 
 
+def _plan(spec: LabSpec, name: str) -> dict[str, Any]:
+    """What a container has to be given from inside: its first process starts FRR, with files that it sees already."""
+    plan = node_plan(spec, spec.node(name))
+    files = {path: text for path, text in plan["files"].items() if not path.startswith("/etc/frr/")}
+    # Docker switches IPv6 off where a container has no network of its own.
+    ipv6 = {f"net/ipv6/conf/{which}/disable_ipv6": "0" for which in ("all", "default")}
+    return plan | {"files": files, "sysctls": ipv6 | plan["sysctls"], "daemons": []}
+
+
 def _wire(lab: ClabLab) -> None:
     """Give every machine its addresses, settings and files, and compare what came out with the model."""
-    program = inside.program(*inside.WIRE)
 
     def wire(name: str) -> dict[str, Any]:
-        plan = node_plan(lab.spec, lab.spec.node(name))
-        plan["files"] = {path: text for path, text in plan["files"].items() if not path.startswith("/etc/frr/")}
-        # Docker switches IPv6 off where a container has no network of its own.
-        plan["sysctls"] = {f"net/ipv6/conf/{which}/disable_ipv6": "0" for which in ("all", "default")} | plan["sysctls"]
-        argv = [interpreter(), "-I", "-S", "-c", program]
-        answer: dict[str, Any] = json.loads(lab.node(name).run(argv, stdin=json.dumps(plan)).stdout)
-        if "error" in answer:
-            raise LabError(f"{name} cannot be wired: {answer['error']}")
-        return answer
+        return restart.wire_node(lab.node(name), _plan(lab.spec, name))
 
     names = [node.name for node in lab.spec.nodes]
     facts = dict(zip(names, each(wire, names), strict=True))

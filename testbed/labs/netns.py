@@ -15,11 +15,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, Self
 
+from testbed.deadline import Deadline
 from testbed.errors import CommandError, LabBusyError, LabError
-from testbed.labs import Progress, Quiet, inside, interpreter, residents, state
+from testbed.labs import Progress, Quiet, inside, interpreter, residents, restart, state
 from testbed.labs.base import TIMED_OUT, Result
 from testbed.labs.faults import LinkFaults, fault, require_features
-from testbed.labs.plan import ROOT_BECOMES, VRF_EXEC, box_plan, wiring_faults
+from testbed.labs.inside.node import REBOOTED
+from testbed.labs.plan import ROOT_BECOMES, VRF_EXEC, box_plan, node_plan, wiring_faults
 from testbed.linkfault import LinkFault
 from testbed.model import LabSpec, LinkSpec, NodeSpec
 
@@ -33,6 +35,7 @@ _WRITE = 'mkdir -p "$(dirname "$1")" && cat >"$1.new" && chmod "$2" "$1.new" && 
 
 UP_SECONDS = 60.0
 DOWN_SECONDS = 20.0
+RESTART_SECONDS = 20.0
 
 #: Leaves a daemon behind: its output in a log, its pid in a file and on standard output.
 _START = 'log=$1 pid=$2; shift 2; setsid "$@" </dev/null >>"$log" 2>&1 & echo $! >"$pid"; echo $!'
@@ -280,6 +283,27 @@ class NetnsLab:
         return fault(
             self, link, LinkFault(delay, jitter, loss, reorder, duplicate, corrupt, rate, down=down, towards=towards)
         )
+
+    def restart(self, name: str) -> None:
+        """Let a machine start anew; see `Lab.restart`."""
+        node = self.node(name)
+        restart.check_no_faults(self, name)
+        residents.leave(node)
+        box = [*_as_lab_user(), "nsenter", "-t", str(self.record.holder.pid), "-U", "--preserve-credentials"]
+        box += ["-n", "-m", "-p", "--"]
+        restart.put_aside(box, node.spec, node.pid)
+        # Its first process does it by itself, and so keeps what is on its disk.
+        subprocess.run([*box, "kill", "-s", "USR1", str(node.pid)], check=True, env=ENVIRONMENT)
+
+        def back() -> bool | None:
+            return node.run(["test", "-e", REBOOTED], check=False).ok or None
+
+        if Deadline(RESTART_SECONDS).poll(back) is None:
+            raise LabError(f"{name} did not start anew within {RESTART_SECONDS:.0f} s", where=self.spec.id)
+        node.run(["rm", REBOOTED])
+        restart.put_back(box, node.spec, node.pid, node.pid)
+        plan = node_plan(self.spec, node.spec) | {"frr_folder": frr_folder() if node.spec.routes else ""}
+        restart.wire_again(self, name, plan)
 
     def settle(self, names: Iterable[str]) -> None:
         """Make many commands on these machines cheap for as long as this process lives."""

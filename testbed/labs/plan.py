@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import resources
 from typing import Any
 
@@ -141,9 +141,10 @@ def box_plan(lab: LabSpec, *, frr_folder: str, root_becomes: int | None) -> dict
     }
 
 
-def wiring_faults(lab: LabSpec, facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Compare what was wired with the model; every difference is a line."""
-    return [fault for node in lab.nodes for fault in _node_faults(node, facts[node.name])]
+def wiring_faults(lab: LabSpec, facts: Mapping[str, Mapping[str, Any]], of: Collection[str] = ()) -> list[str]:
+    """Compare what was wired, or only that `of` some machines, with the model; every difference is a line."""
+    nodes = [node for node in lab.nodes if not of or node.name in of]
+    return [fault for node in nodes for fault in _node_faults(node, facts[node.name])]
 
 
 def _node_faults(node: NodeSpec, facts: Mapping[str, Any]) -> list[str]:

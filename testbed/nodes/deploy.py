@@ -215,8 +215,7 @@ def bring_up(options: RunOptions, progress: Progress | None = None) -> Cluster:
     cni_folder()
     lab = kinds.bring_up(options.lab, spec, progress=progress, image=options.image)
     try:
-        if isinstance(lab, NetnsLab):
-            lab.settle(lab.nodes)
+        lab.settle(lab.nodes)
         cluster = Cluster(lab, flannel, options)
         deploy(cluster, progress)
     except BaseException:

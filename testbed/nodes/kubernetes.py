@@ -102,6 +102,10 @@ class Kubernetes:
         # Into the node's own memory, for the folder that it was built in may be closed to a lab.
         self.node.write(f"{PROGRAMS}/kubernetes", program.read_bytes(), mode=0o755)
         self.node.run(["tar", "-x", "-C", "/", "--no-same-owner"], stdin=self._archive())
+        self.start_again()
+
+    def start_again(self) -> None:
+        """Start etcd and the API server on a node that has all of it on its disk."""
         self.node.start(self.plane.etcd_argv(), name="etcd")
         self.node.start(self.plane.apiserver_argv(), name="kube-apiserver")
 
@@ -153,15 +157,19 @@ class Kubernetes:
         objects = [document for document in yaml.safe_load_all(manifest) if document["kind"] in _OBJECTS]
         calls = [Call("POST", _OBJECTS[document["kind"]], document) for document in objects]
         calls += [Call("POST", "/api/v1/nodes", self._node_object(node.name)) for node in self.lab.cluster_nodes]
+        self.ask(*calls)
+        self._wait_pod_cidrs()
+        return self.token()
+
+    def token(self) -> str:
+        """A token for flanneld."""
         request = {
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenRequest",
             "spec": {"expirationSeconds": TOKEN_SECONDS},
         }
-        calls.append(Call("POST", f"{_OBJECTS['ServiceAccount']}/flannel/token", request))
-        token = str(self.ask(*calls)[-1]["status"]["token"])
-        self._wait_pod_cidrs()
-        return token
+        answer = self.ask(Call("POST", f"{_OBJECTS['ServiceAccount']}/flannel/token", request))
+        return str(answer[0]["status"]["token"])
 
     def _node_object(self, name: str) -> dict[str, Any]:
         """A node as a kubelet registers it where somebody else has to make its network."""

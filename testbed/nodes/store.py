@@ -32,6 +32,9 @@ class LeaseStore(Protocol):
     def configure(self) -> None:
         """Wait until it serves, and put flannel's configuration into it. Raises LabError."""
 
+    def resume(self, node: str) -> None:
+        """Bring back what a node that started anew had of it, and wait until it serves. Raises LabError."""
+
     def flags(self) -> list[str]:
         """The flags by which flanneld finds it."""
 
@@ -69,6 +72,12 @@ class EtcdLeases:
         """Wait for etcd, and write net-conf.json to its key."""
         self.etcd.wait_ready(ETCD_SECONDS)
         self.etcd.put(f"{PREFIX}/config", json.dumps(self.flannel.net_conf))
+
+    def resume(self, node: str) -> None:
+        """Start etcd where that was its node."""
+        if node == self.lab.spec.control_plane:
+            self.etcd.start()
+            self.etcd.wait_ready(ETCD_SECONDS)
 
     def flags(self) -> list[str]:
         """Endpoint and prefix."""
@@ -112,12 +121,22 @@ class KubernetesLeases:
     def configure(self) -> None:
         """Wait for the API, make nodes and flannel's rights, and give every node a token."""
         self.api.wait_ready(API_SECONDS)
-        token, ca = self.api.add_flannel(), self.api.ca()
+        token = self.api.add_flannel()
         for member in self.lab.spec.cluster_nodes:
-            node = self.lab.node(member.name)
-            node.write(f"{PODS_FILES}/token", token, mode=0o600)
-            node.write(f"{PODS_FILES}/ca.crt", ca)
-            node.write(f"{PODS_FILES}/namespace", NAMESPACE)
+            self._give_token(member.name, token)
+
+    def _give_token(self, name: str, token: str) -> None:
+        node = self.lab.node(name)
+        node.write(f"{PODS_FILES}/token", token, mode=0o600)
+        node.write(f"{PODS_FILES}/ca.crt", self.api.ca())
+        node.write(f"{PODS_FILES}/namespace", NAMESPACE)
+
+    def resume(self, node: str) -> None:
+        """Start the servers where that was their node, and give flanneld a token, which is in memory alone."""
+        if node == self.lab.spec.control_plane:
+            self.api.start_again()
+            self.api.wait_ready(API_SECONDS)
+        self._give_token(node, self.api.token())
 
     def flags(self) -> list[str]:
         """The store alone: all else is where a pod has it."""

@@ -16,19 +16,18 @@ import time
 import traceback
 from typing import Any
 
-from testbed.labs.inside.root import MS_NODEV, MS_NOEXEC, MS_NOSUID, copy, mount, tmpfs, write
+from testbed.labs.inside.root import MS_NODEV, MS_NOEXEC, MS_NOSUID, NEWNET, copy, detach, mount, tmpfs, unshare, write
 
 
 def make_node_root(node: dict[str, Any]) -> None:
     """Give this mount namespace its own /proc, /sys, and tmpfs wherever a node writes."""
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    for path in ("/etc", "/run", "/var", "/root", "/opt"):
+    for path in ("/etc", "/var", "/root", "/opt"):
         tmpfs(path)
-    tmpfs("/tmp", mode="1777")
-    tmpfs("/dev/shm", mode="1777")
+    make_volatile()
     mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620")
-    for path in ("/run/lock", "/run/netns", "/run/frr", "/var/lib", "/var/log", "/var/tmp", "/var/cache", "/var/spool"):
+    for path in ("/var/lib", "/var/log", "/var/tmp", "/var/cache", "/var/spool"):
         os.makedirs(path)
     os.symlink("/run", "/var/run")
     os.symlink("/run/lock", "/var/lock")
@@ -42,6 +41,19 @@ def make_node_root(node: dict[str, Any]) -> None:
     for path, text in node["files"].items():
         os.makedirs(os.path.dirname(path), exist_ok=True)
         write(path, text)
+
+
+REBOOTED = "/run/rebooted"
+"""Where a machine says that it has started anew, and waits to be wired."""
+
+
+def make_volatile() -> None:
+    """What is empty after each start."""
+    tmpfs("/run")
+    tmpfs("/tmp", mode="1777")
+    tmpfs("/dev/shm", mode="1777")
+    for path in ("/run/lock", "/run/netns", "/run/frr"):
+        os.makedirs(path)
 
 
 def set_sysctls(values: dict[str, str]) -> None:
@@ -109,13 +121,41 @@ def start_daemons(node: dict[str, Any], folder: str) -> None:
             time.sleep(0.01)
 
 
+class Reboot(Exception):
+    """Somebody wants this machine to start anew."""
+
+
+def wanted_reboot(*_: object) -> None:
+    raise Reboot
+
+
 def reap_for_ever() -> None:
     """The first process of a PID namespace inherits every orphan of it."""
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # wakes pause()
+    signal.signal(signal.SIGUSR1, wanted_reboot)
     while True:
         try:
-            os.wait()
-        except ChildProcessError:
-            signal.pause()
+            try:
+                os.wait()
+            except ChildProcessError:
+                signal.pause()
+        except Reboot:
+            reboot()
+
+
+def reboot() -> None:
+    """Lose what a machine loses that starts anew: its processes, its network, and what it kept in memory."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGKILL)  # never this one
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, 0)[0]:
+            pass
+    unshare(NEWNET)
+    for path in ("/run", "/tmp", "/dev/shm"):  # with the networks of pods, which are mounted there
+        detach(path)
+    make_volatile()
+    mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)  # this network's
+    write(REBOOTED, "")
 
 
 def run_node(node: dict[str, Any], folder: str, start: int, answer: int) -> None:
@@ -134,7 +174,6 @@ def run_node(node: dict[str, Any], folder: str, start: int, answer: int) -> None
         os._exit(1)
     close_all_but_standard()
     start_daemons(node, folder)
-    signal.signal(signal.SIGCHLD, lambda *_: None)  # wakes pause()
     reap_for_ever()
 
 
@@ -165,6 +204,9 @@ def main() -> None:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             write(path, text)
         set_sysctls(node["sysctls"])
-        send(1, node_facts(node))
+        facts = node_facts(node)
+        if node["daemons"]:
+            start_daemons(node, node["frr_folder"])
+        send(1, facts)
     except OSError as error:
         send(1, {"error": describe(error)})

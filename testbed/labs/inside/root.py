@@ -37,6 +37,11 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
     _check(done == 0, f"mount {kind or 'bind'} {source} on {target}")
 
 
+def detach(target: str) -> None:
+    """Unmount what is there with all that is below it, whoever still uses it."""
+    _check(libc.umount2(target.encode(), MNT_DETACH) == 0, f"umount {target}")
+
+
 def tmpfs(target: str, mode: str = "0755", size: str = "256m", flags: int = MS_NOSUID | MS_NODEV) -> None:
     mount("tmpfs", target, "tmpfs", flags, f"mode={mode},size={size}")
 
