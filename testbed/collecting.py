@@ -156,8 +156,6 @@ def select(session: pytest.Session, config: pytest.Config, items: list[pytest.It
         ]
     order = {row: position for position, row in enumerate(checks.load_catalogue())}
     kept.sort(key=lambda item: order[row_of(item).id] if item.get_closest_marker("check") else -1)
-    others = set(left_to_others(config, kept))
-    kept = [item for item in kept if item not in others]
     if dropped:
         config.hook.pytest_deselected(items=dropped)
     items[:] = kept

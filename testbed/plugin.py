@@ -203,17 +203,25 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         collecting.parametrise(metafunc, run)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the checks that are about other backends, and show the rows that nothing checks."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(
+    session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None]:
+    """Leave out the checks that are about other backends, and show the rows that nothing checks.
+
+    What is left to another pass of the run is taken from what options such as -k have chosen.
+    """
     marked = [item for item in items if item.get_closest_marker("check")]
     run = config.stash.get(RUN, None)
-    if run is None:
-        if marked:
-            message = "error: the suites need to know which backend\n  hint: --backend vxlan, or `testbed run vxlan`"
-            pytest.exit(message, returncode=int(Exit.INPUT))
-        return
-    collecting.select(session, config, items, run)
+    if run is None and marked:
+        message = "error: the suites need to know which backend\n  hint: --backend vxlan, or `testbed run vxlan`"
+        pytest.exit(message, returncode=int(Exit.INPUT))
+    if run is not None:
+        collecting.select(session, config, items, run)
+    yield
+    if run is not None:
+        others = set(collecting.left_to_others(config, items))
+        items[:] = [item for item in items if item not in others]
 
 
 @pytest.hookimpl(trylast=True)

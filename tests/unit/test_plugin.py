@@ -202,6 +202,45 @@ def test_down(): pass
     assert netem or "netem" in ended.checks["ECMP-05"]["reason"]
 
 
+PASSES = """
+from testbed import collecting
+collecting.probe_features = lambda: {"netem": {"ok": False}}
+
+@check("LSE-01")
+def test_a(): pass
+
+@check("LSE-02")
+def test_b(): pass
+
+@check("LSE-03")
+def test_c(): pass
+
+@check("ECMP-05")
+def test_slow(): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("expression", "deferred", "shares"),
+    [
+        ("LSE or ECMP", ["ECMP-05"], [["LSE-01", "LSE-03"], ["ECMP-05", "LSE-02"]]),
+        ("LSE-01 or LSE-03", [], [["LSE-01"], ["LSE-03"]]),
+    ],
+)
+def test_what_other_passes_are_for_is_a_part_of_what_was_chosen(
+    run: Runner, tmp_path: Path, expression: str, deferred: list[str], shares: list[list[str]]
+) -> None:
+    def ran(name: str, **env: str) -> list[str]:
+        part = tmp_path / name
+        part.mkdir()
+        run(PASSES, "-k", expression, TESTBED_PART=str(part), **env)
+        return sorted(json.loads(line)["id"] for line in (part / "outcomes.jsonl").read_text().splitlines())
+
+    assert "ECMP-05" not in ran("host", TESTBED_DEFER="netem")
+    assert json.loads((tmp_path / "host" / "deferred.json").read_text()) == deferred
+    assert [ran(f"share{number}", TESTBED_SHARE=f"{number}/2") for number in range(2)] == shares
+
+
 def test_rows_are_chosen_by_their_id(run: Runner) -> None:
     assert run(ONE_OF_EACH, "-k", "LSE-01").verdicts == {"LSE-01": "held"}
     assert run(ONE_OF_EACH, "-k", "LSE-99").code == 5
