@@ -194,7 +194,10 @@ def run(
     Raises LabError where the guest cannot be started, or dies before its command ends.
     """
     cwd = (cwd or Path.cwd()).resolve()
-    folder = Path(tempfile.mkdtemp(prefix="testbed-guest-")).resolve()
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="testbed-guest-")).resolve()
+    except OSError as error:
+        raise _no_room(error) from error
     try:
         seen = _needed_folders([cwd, *(path.resolve() for path in readable), *_files_of(kernel)])
         return _run_in(folder, argv, kernel, [path.resolve() for path in writable], seen, env, cwd, memory, out)
@@ -207,6 +210,14 @@ def _becomes() -> int:
     ids = [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()]
     mapped = any(int(first) <= ROOT_BECOMES < int(first) + int(count) for first, _, count in ids)
     return ROOT_BECOMES if os.getuid() == 0 and mapped else 0
+
+
+def _no_room(error: OSError) -> LabError:
+    return LabError(
+        f"there is no place for the files of a guest: {error.strerror or error}",
+        where=str(error.filename or os.environ.get("TMPDIR", "/tmp")),
+        hint="free some space there, or set TMPDIR to a folder with more",
+    )
 
 
 def _prepare(folder: Path, plan: Mapping[str, Any]) -> None:
@@ -234,27 +245,28 @@ def _run_in(
     target: int,
 ) -> int:
     machine = qemu.of(kernel)  # None: the kernel is a program itself
+    shared = folder / "guest"
+    folders = [str(path) for path in (shared, *writable)]
+    command = {
+        "argv": list(argv),
+        "env": dict(os.environ if env is None else env),
+        "cwd": str(cwd),
+        "writable": folders,
+        "terminal": _terminal() if target == 1 else None,
+        "status": str(shared / "status"),
+        "overlay_bytes": memory // OVERLAY_SHARE,
+        "modules": _modules(kernel),
+        "shares": machine.shares(folders) if machine else {},
+        "lines": "hvc" if machine else "ttyS",
+    }
+    try:
+        _prepare(folder, command)
+    except OSError as error:
+        raise _no_room(error) from error
     try:
         program = os.open(machine.program if machine else kernel, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise LabError(f"the guest kernel cannot be read: {error.strerror}", where=str(kernel)) from error
-    shared = folder / "guest"
-    folders = [str(path) for path in (shared, *writable)]
-    _prepare(
-        folder,
-        {
-            "argv": list(argv),
-            "env": dict(os.environ if env is None else env),
-            "cwd": str(cwd),
-            "writable": folders,
-            "terminal": _terminal() if target == 1 else None,
-            "status": str(shared / "status"),
-            "overlay_bytes": memory // OVERLAY_SHARE,
-            "modules": _modules(kernel),
-            "shares": machine.shares(folders) if machine else {},
-            "lines": "hvc" if machine else "ttyS",
-        },
-    )
     relay = _Relay()
     out, err, console = relay.channel(target), relay.channel(2), relay.channel(None)
     listening, control = _socket_pair() if machine else os.pipe()

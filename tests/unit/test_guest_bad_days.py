@@ -63,6 +63,17 @@ def test_a_disk_that_is_too_small_is_told(tmp_path: Path) -> None:
 
 
 @needs_namespaces
+def test_a_folder_that_is_too_full_for_the_guest_s_own_files_is_told(tmp_path: Path) -> None:
+    program = TELL.format(
+        "from pathlib import Path; from testbed.guest import run; run.run(['true'], kernel=Path('/x'))"
+    )
+    said = python(program, f"size=8k {tmp_path}", TMPDIR=str(tmp_path))
+    assert "no place for the files of a guest: No space left on device" in said.stdout, said.stderr
+    assert "set TMPDIR" in said.stdout
+    assert "the guest kernel cannot be read" in python(program, f"size=1m {tmp_path}", TMPDIR=str(tmp_path)).stdout
+
+
+@needs_namespaces
 def test_a_guest_s_memory_goes_where_there_is_room_and_programs_may_run(tmp_path: Path) -> None:
     small, closed, right = (tmp_path / name for name in ("small", "noexec", "right"))
     for folder in (small, closed, right):
