@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -173,5 +172,5 @@ class _Kubeconfig:
     def _data(self, entry: dict[str, Any], key: str) -> bytes:
         try:
             return base64.b64decode(self._text(entry, key), validate=True)
-        except binascii.Error:
+        except ValueError:  # binascii.Error is one; letters beyond ASCII are another
             raise self._error(f"{key} is not base64") from None

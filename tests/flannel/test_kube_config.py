@@ -164,6 +164,7 @@ def test_url_wins_over_the_kubeconfigs_server(tmp_path: Path) -> None:
         (("client-key-data: a2V5", "username: me"), "'username'"),
         (("client-key-data: a2V5", "as: me"), "'as'"),
         (("client-key-data: a2V5", "client-key-data: '?'"), "client-key-data is not base64"),
+        (("client-key-data: a2V5", "client-key-data: 'ключ'"), "client-key-data is not base64"),
         (("user: admin", "user: nobody"), "no user named 'nobody'"),
         (("cluster: kubernetes", "cluster: none"), "no cluster named 'none'"),
         (("current-context: admin@kubernetes", "x: y"), "no current-context"),
