@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from flannel import log
 from flannel.backends.base import NOTHING, Backend, BackendError, Facts, Ignored, Wants
 from flannel.changes import Changes
+from flannel.holders import Holders, keys_of
 from flannel.interface import External, InterfaceError
 from flannel.kernel import rtnl
 from flannel.kernel.monitor import Change
@@ -76,8 +77,7 @@ class Reconciler:
         self._external_flags = -1
         self._known = KnownLeases(own, grace, clock, self._leftovers)
         self._applied: dict[Network, Wants] = {}
-        self._by_base: dict[tuple[int, int], Network] = {}
-        self._by_mac: dict[bytes, Network] = {}
+        self._holders = Holders()
         self._own_routes: tuple[Route, ...] = ()
         self._full_at = _NEVER
         self._retry_at = _NEVER
@@ -88,8 +88,6 @@ class Reconciler:
         # Addresses that no peer can have, and why; and who says to have one all the same.
         self._no_peers: dict[IPv4Address | IPv6Address, str] = {}
         self._refused: set[Network] = set()
-        # Leases that begin with the address of one that was there before; they would have the same neighbour entry.
-        self._contested: dict[tuple[int, int], set[Network]] = {}
         self.compare_soon(0)
 
     # -- what happened ---------------------------------------------------------------------------------------------
@@ -141,10 +139,10 @@ class Reconciler:
         if entry is None or all(seen.ifindex != tunnel.ifindex for tunnel in self._facts.tunnels):
             return
         if isinstance(entry, Neigh):
-            subnet = self._by_base.get((entry.version, entry.ip))
+            subnet = self._holders.of((entry.version, entry.ip))
             wanted: tuple[Neigh | Fdb, ...] = self._applied.get(subnet, NOTHING).neighbours if subnet else ()
         else:
-            subnet = self._by_mac.get(entry.mac)
+            subnet = self._holders.of(entry.mac)
             wanted = self._applied.get(subnet, NOTHING).fdb if subnet else ()
         if not subnet or not wanted:
             return
@@ -157,7 +155,7 @@ class Reconciler:
 
     def _notice_route(self, kind: int, seen: SeenRoute) -> None:
         route = seen.route
-        subnet = self._by_base.get((route.version, route.dst))
+        subnet = self._holders.of((route.version, route.dst))
         for one in self._applied.get(subnet, NOTHING).routes if subnet else ():
             if subnet and one.key == route.key:
                 if (kind == rtnl.DELROUTE) == (route == one):
@@ -230,11 +228,11 @@ class Reconciler:
             changes.want(subnet, wanted)
             for neighbour in applied.neighbours:
                 replaced = any((one.version, one.ip) == (neighbour.version, neighbour.ip) for one in wanted.neighbours)
-                if not replaced and self._by_base.get((neighbour.version, neighbour.ip)) == subnet:
+                if not replaced and self._holders.alone((neighbour.version, neighbour.ip), subnet):
                     changes.remove_entries[neighbour] = subnet
             for entry in applied.fdb:
                 replaced = any(one.mac == entry.mac for one in wanted.fdb)
-                if not replaced and self._by_mac.get(entry.mac) == subnet:
+                if not replaced and self._holders.alone(entry.mac, subnet):
                     changes.remove_entries[entry] = subnet
             self._note_applied(subnet, wanted)
         self._backend.update(self._usable(), self._known.may_remove)
@@ -251,9 +249,7 @@ class Reconciler:
             self._ask_routes(self._known.leases)
         order = self._incumbents_first()
         self._applied.clear()
-        self._contested.clear()
-        self._by_base.clear()
-        self._by_mac.clear()
+        self._holders.clear()
         everything = Changes()
         for subnet in order:
             wanted = self._wants(subnet)
@@ -361,7 +357,9 @@ class Reconciler:
             return NOTHING
         try:
             self._refuse(lease)
-            return self._backend.wants(lease, self._facts)
+            wanted = self._backend.wants(lease, self._facts)
+            self._refuse_taken(subnet, wanted)
+            return wanted
         except Exception as error:  # noqa: BLE001 - what nobody foresaw of one lease must not cost the others
             reason = str(error) if isinstance(error, Ignored) else log.place_of(error)
             text = f"ignoring the lease of {subnet} from {lease.attrs.public_ip}: {reason}"
@@ -372,9 +370,9 @@ class Reconciler:
 
     def _incumbents_first(self) -> list[Network]:
         """The leases in the order in which they have a right to what two of them contest."""
-        if not self._contested:
+        held = self._holders.contested()
+        if not held:
             return list(self._known.leases)
-        held = {subnet for base, subnet in self._by_base.items() if base in self._contested}
         return sorted(self._known.leases, key=lambda subnet: subnet not in held)
 
     def _refuse(self, lease: Lease) -> None:
@@ -386,35 +384,42 @@ class Reconciler:
         if _overlap(lease.subnet, self._own):
             raise Ignored(f"its subnet overlaps this node's own, {self._own}")
         base = (lease.subnet.version, int(lease.subnet.network_address))
-        holder = self._by_base.get(base, lease.subnet)
-        if holder != lease.subnet and self._applied.get(holder, NOTHING) != NOTHING:
-            self._contested.setdefault(base, set()).add(lease.subnet)
+        holder = self._holders.of(base)
+        if holder not in (None, lease.subnet):
+            self._holders.wait_for(base, lease.subnet)
             raise Ignored(f"its subnet begins as {holder} does, which another node has")
         self._refused.discard(lease.subnet)
+
+    def _refuse_taken(self, subnet: Network, wanted: Wants) -> None:
+        """Refuse what would lead another lease's packets elsewhere. Raises Ignored."""
+        for route in wanted.routes:
+            base = (route.version, route.dst)
+            holder = self._holders.of(base)
+            if holder not in (None, subnet):
+                self._holders.wait_for(base, subnet)
+                raise Ignored(f"its subnet {rtnl.network_of(route)} begins as one of {holder}'s node does")
+        for entry in wanted.fdb:
+            holder = self._holders.of(entry.mac)
+            # A node may have two subnets: then the entry is the same.
+            if holder not in (None, subnet) and entry not in self._applied.get(holder, NOTHING).fdb:
+                self._holders.wait_for(entry.mac, subnet)
+                raise Ignored(f"its MAC address {entry.mac.hex(':')} is that of {holder}'s node")
 
     def _usable(self) -> dict[Network, Lease]:
         leases, refused = self._known.leases, self._refused
         return {subnet: lease for subnet, lease in leases.items() if subnet not in refused} if refused else leases
 
     def _note_applied(self, subnet: Network, wanted: Wants) -> None:
-        for entry in self._applied.get(subnet, NOTHING).fdb:
-            if self._by_mac.get(entry.mac) == subnet:
-                del self._by_mac[entry.mac]
-        before = self._applied.get(subnet, NOTHING)
-        bases = {(route.version, route.dst) for route in (*before.routes, *wanted.routes)}
-        bases.add((subnet.version, int(subnet.network_address)))
-        if subnet not in self._known.leases or wanted == NOTHING:
-            self._applied.pop(subnet, None)
-            for base in bases:
-                if self._by_base.get(base) == subnet:
-                    del self._by_base[base]
-                    self._known.dirty |= self._contested.pop(base, set())
+        before = self._applied.pop(subnet, NOTHING)
+        now = keys_of(subnet, wanted) if wanted != NOTHING else set()
+        if before != NOTHING:
+            for key in keys_of(subnet, before) - now:
+                self._known.dirty |= self._holders.give_back(key, subnet)
+        if not now:
             return
         self._applied[subnet] = wanted
-        for base in bases:
-            self._by_base[base] = subnet
-        for entry in wanted.fdb:
-            self._by_mac[entry.mac] = subnet
+        for key in now:
+            self._holders.take(key, subnet)
 
     def _compare_routes(self, everything: Changes, changes: Changes, may_remove: bool) -> None:
         wanted = {route.key: route for route in everything.routes}

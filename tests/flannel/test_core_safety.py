@@ -274,6 +274,40 @@ def test_a_lease_that_begins_as_anothers_does_takes_its_place_only_when_that_goe
     settled(node, 3)
 
 
+def test_a_mac_address_that_another_node_has_takes_none_of_its_packets(node: Node) -> None:
+    """There is one FDB entry for each MAC address."""
+    daemon = node.start()
+    daemon.list(peer(2), peer(3))
+    settled(node, 2, 3)
+    thief = peer(66, mac="02:aa:bb:cc:dd:02")
+    daemon.tell(added=thief)
+    daemon.said("ignoring the lease of 10.244.66.0/24 from 192.168.50.66: its MAC address 02:aa:bb:cc:dd:02 is that of")
+    settled(node, 2, 3)
+    node.ip("link set flannel.1 down")  # everything is compared, and the first one keeps it
+    settled(node, 2, 3)
+    daemon.tell(removed=thief)
+    daemon.tell(added=peer(4))
+    settled(node, 2, 3, 4)
+    daemon.tell(added=thief)
+    daemon.tell(removed=peer(2))
+    until(lambda: "02:aa:bb:cc:dd:02 dst 192.168.50.66" in node.fdb(), "its turn has come", HEALS_WITHIN)
+
+
+@pytest.mark.parametrize("goes", [2, 9])
+def test_a_node_with_two_subnets_is_reached_by_the_one_that_stays(node: Node, goes: int) -> None:
+    """In etcd an old lease of a node lapses beside its new one."""
+    both = {number: peer(number, mac="02:aa:bb:cc:dd:02", ip="192.168.50.2") for number in (2, 9)}
+    daemon = node.start()
+    daemon.list(*both.values())
+    until(lambda: len(node.routes()) == 2, "both routes", HEALS_WITHIN)
+    daemon.tell(removed=both.pop(goes))
+    until(lambda: len(node.routes()) == 1, "one of them", HEALS_WITHIN)
+    assert node.fdb() == ["02:aa:bb:cc:dd:02 dst 192.168.50.2"]
+    [last] = both.values()
+    daemon.tell(removed=last)
+    settled(node)
+
+
 @pytest.mark.parametrize(("first", "then"), [({"Type": "vxlan"}, HOST_GW), (HOST_GW, {"Type": "vxlan"})])
 def test_another_backend_leaves_nothing_of_the_old_one(
     node: Node, first: dict[str, object], then: dict[str, object]

@@ -259,3 +259,17 @@ def test_subnet_env_is_read_back(tmp_path: Path) -> None:
     )  # fmt: skip
     path.write_text(text)
     assert subnetenv.read(str(path)).of(6) == (NETWORK6, LEASE.subnet6)
+
+
+def test_an_ipv6_subnet_that_another_node_has_stays_its_own(node: Node) -> None:
+    daemon = node.start(dual=True)
+    daemon.list(dual(2), dual(3))
+    until(lambda: programmed6(node, 2, 3), "both peers", HEALS_WITHIN)
+    before = node.ip("-6 neigh show dev flannel-v6.1 nud permanent")
+    daemon.tell(added={**dual(66), "subnet6": dual(2)["subnet6"]})
+    daemon.said("ignoring the lease of 10.244.66.0/24 from 192.168.50.66: its subnet fd00:10:244:2::/64 begins as")
+    daemon.tell(added=dual(4))
+    until(lambda: programmed6(node, 2, 3, 4), "the next peer", HEALS_WITHIN)
+    assert before.splitlines()[0] in node.ip("-6 neigh show dev flannel-v6.1 nud permanent")
+    daemon.tell(removed=dual(2))
+    until(lambda: "dst fd50::42" in "".join(node.fdb("flannel-v6.1")), "its turn has come", HEALS_WITHIN)
