@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import count
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from testbed.labs import netns, state
 from testbed.labs.netns import NetnsLab
 from testbed.model import LabSpec
 from testbed.topology import load_topology
+from tests.engines import engine_state, using
 from tests.labs.helpers import unique
 
 _numbers = count()
@@ -24,6 +26,24 @@ def _tools() -> None:
         netns.frr_folder()
     except LabError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Path]:
+    """The state of a private engine that this session has to itself; skips where there can be none."""
+    with engine_state() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module", params=["netns", "clab"])
+def kind(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every lab kind in turn, for tests of what all of them have to do."""
+    name: str = request.param
+    if name == "netns":
+        yield name
+        return
+    with using(request.getfixturevalue("engine")):
+        yield name
 
 
 @pytest.fixture

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from testbed.deadline import Deadline
-from testbed.errors import CommandError
+from testbed.errors import CommandError, LabError
+from testbed.labs import kinds, state
 from testbed.labs.base import TIMED_OUT, Lab
+from testbed.labs.kinds import AnyLab
+from testbed.topology import load_topology
+from tests.labs.helpers import unique
+
+
+@pytest.fixture(scope="module", params=["entered", "settled"])
+def lab(request: pytest.FixtureRequest, kind: str) -> Iterator[AnyLab]:
+    """A lab of each kind; commands are run in it in both ways that there are."""
+    made = kinds.bring_up(kind, load_topology("flat", unique("shared")))
+    if request.param == "settled":
+        made.settle(made.nodes)
+    yield made
+    made.down()
 
 
 def test_a_command_returns_its_output_and_exit_code(lab: Lab) -> None:
@@ -113,3 +129,65 @@ def test_nodes_reach_each_other_and_only_each_other(lab: Lab) -> None:
     assert node.run(["ping", "-c", "1", "-W", "2", str(lab.node("worker2").spec.ip)]).ok
     links = {line.split()[0].partition("@")[0] for line in node.run(["ip", "-br", "link"]).stdout.splitlines()}
     assert links == {"lo", "eth0"}
+
+
+def test_a_link_that_is_down_is_up_again_after_the_block(lab: AnyLab) -> None:
+    node, other = lab.node("worker1"), str(lab.node("worker2").spec.ip)
+    link = next(link for link in lab.spec.links if "worker1" in (link.a.node, link.b.node))
+    with lab.fault(link.name, down=True):
+        assert not node.run(["ping", "-c", "1", "-W", "1", other], check=False).ok
+    assert node.run(["ping", "-c", "3", "-W", "2", other], check=False).ok
+
+
+def test_a_machine_that_starts_anew_loses_what_a_machine_loses_and_nothing_else(lab: AnyLab) -> None:
+    node = lab.node("worker2")
+    node.write("/var/lib/kept", "on the disk")
+    node.write("/run/lost", "in memory")
+    node.run(["ip", "netns", "add", "lost"])
+    node.run(["ip", "link", "add", "lost0", "type", "bridge"])
+    node.start(["sleep", "7392"], name="lost")
+    before = node.run(["ip", "-br", "address", "show", "dev", "eth0"]).stdout
+    lab.restart("worker2")
+    node = lab.node("worker2")
+    assert node.read("/var/lib/kept") == b"on the disk"
+    assert not node.run(["pgrep", "-f", "sleep 7392"], check=False).ok
+    assert not node.run(["ls", "/run/lost", "/run/netns/lost"], check=False).stdout
+    links = node.run(["ip", "-br", "address"]).stdout
+    assert before in links
+    assert "lost0" not in links
+    other = lab.node("worker1")
+    ping = ["ping", "-c", "1", "-W", "1", str(node.spec.ip)]
+    assert Deadline(10).poll(lambda: other.run(ping, check=False).ok), "its neighbours do not reach it"
+    assert node.run(["hostname"]).stdout == "worker2\n"
+
+
+def test_a_router_that_starts_anew_routes_again(lab: AnyLab) -> None:
+    lab.restart("leaf1")
+    outside = str(lab.spec.outside.ip)
+    ping = ["ping", "-c", "1", "-W", "1", outside]
+    assert Deadline(20).poll(lambda: lab.node("worker1").run(ping, check=False).ok), "no route beyond the leaf"
+
+
+def test_a_lab_is_found_again_by_its_name(lab: AnyLab) -> None:
+    found = kinds.open_lab(lab.spec.id)
+    lab.node("worker1").write("/run/word", "of mine")
+    assert found.node("worker1").read("/run/word") == b"of mine"
+
+
+def test_a_lab_that_is_up_is_not_brought_up_again(lab: AnyLab) -> None:
+    with pytest.raises(LabError, match=f"lab {lab.spec.id} is already up"):
+        kinds.bring_up(lab.kind, lab.spec)
+    assert lab.node("worker1").run(["true"]).ok
+
+
+def test_two_labs_have_the_same_addresses_and_nothing_else_in_common(lab: AnyLab) -> None:
+    other = kinds.bring_up(lab.kind, replace(lab.spec, id=unique("beside")))
+    try:
+        for each in (lab, other):
+            each.node("worker1").write("/run/who", each.spec.id)
+            assert each.node("worker1").run(["ping", "-c", "1", "-W", "2", str(lab.node("worker2").spec.ip)]).ok
+        assert [one.node("worker1").read("/run/who").decode() for one in (lab, other)] == [lab.spec.id, other.spec.id]
+    finally:
+        other.down()
+    assert state.read_record(other.spec.id) is None
+    assert lab.node("worker1").run(["ping", "-c", "1", "-W", "2", str(lab.node("worker2").spec.ip)]).ok
