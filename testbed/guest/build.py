@@ -127,15 +127,24 @@ def require_compiler() -> None:
         )
 
 
-def require_space(folder: Path) -> None:
-    """Raise GuestUnavailable where a build would fill the disk."""
+def require_space(folder: Path, needed: int = NEEDED_BYTES, what: str = "building the guest kernel") -> None:
+    """Raise GuestUnavailable where that would fill the disk; `needed` are bytes."""
     free = shutil.disk_usage(folder).free
-    if free < NEEDED_BYTES:
+    if free < needed:
         raise GuestUnavailable(
-            f"building the guest kernel takes {NEEDED_BYTES >> 20} MiB for a while, and {free >> 20} MiB are free",
+            f"{what} takes {needed >> 20} MiB for a while, and {free >> 20} MiB are free",
             where=str(folder),
             hint=MORE_SPACE,
         )
+
+
+@contextmanager
+def faults_of_disk(folder: Path, what: str) -> Iterator[None]:
+    """What the disk refuses inside is a GuestUnavailable, which says what cannot be done for it."""
+    try:
+        yield
+    except OSError as error:
+        raise GuestUnavailable(f"{what}: {error.strerror or error}", where=str(folder), hint=MORE_SPACE) from error
 
 
 def compiler() -> str:
@@ -212,17 +221,11 @@ def build(progress: Progress | None = None, *, again: bool = False) -> Kernel:
         if not again and (kernel := find_built()):
             return kernel
         require_space(folder)
-        scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=folder))
-        try:
-            return _build_in(scratch, folder, progress)
-        except OSError as error:
-            raise GuestUnavailable(
-                f"the guest kernel cannot be built: {error.strerror or error}",
-                where=str(folder),
-                hint=MORE_SPACE,
-            ) from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        with (
+            faults_of_disk(folder, "the guest kernel cannot be built"),
+            tempfile.TemporaryDirectory(prefix=".building-", dir=folder, ignore_cleanup_errors=True) as scratch,
+        ):
+            return _build_in(Path(scratch), folder, progress)
 
 
 def _build_in(scratch: Path, folder: Path, progress: Progress) -> Kernel:

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from testbed.guest.build import Kernel, cache_folder, locked
+from testbed.guest.build import Kernel, cache_folder, faults_of_disk, locked, require_space
 from testbed.guest.features import lacking_features
 from testbed.guest.source import Apt, GuestUnavailable, debian_suites, unpack_package
 from testbed.labs import Progress, Quiet
@@ -59,14 +59,8 @@ def obtain_packaged(progress: Progress | None = None) -> Kernel:
         return kernel
     progress = progress or Quiet()
     folder = cache_folder()
-    free = shutil.disk_usage(folder).free
-    if free < NEEDED_BYTES:
-        raise GuestUnavailable(
-            f"Debian's {PACKAGE} takes {NEEDED_BYTES >> 20} MiB, and {free >> 20} MiB are free",
-            where=str(folder),
-            hint="free some space there, or set XDG_CACHE_HOME to a folder with more",
-        )
-    with locked(folder, progress):
+    require_space(folder, NEEDED_BYTES, f"fetching Debian's {PACKAGE}")
+    with locked(folder, progress), faults_of_disk(folder, f"Debian's {PACKAGE} cannot be fetched"):
         return find_packaged() or _fetch(folder, progress)
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.guest import initramfs
-from testbed.guest.build import Kernel, cache_folder, locked
+from testbed.guest.build import Kernel, cache_folder, faults_of_disk, locked, require_space
 from testbed.guest.features import lacking_features
 from testbed.guest.inside import MODULES
 from testbed.guest.source import Apt, GuestUnavailable, debian_suites, unpack_package
@@ -175,14 +175,8 @@ def obtain_qemu(progress: Progress | None = None) -> Kernel:
         return kernel
     progress = progress or Quiet()
     folder = cache_folder()
-    free = shutil.disk_usage(folder).free
-    if free < NEEDED_BYTES:
-        raise GuestUnavailable(
-            f"fetching QEMU and a kernel takes {NEEDED_BYTES >> 20} MiB for a while, and {free >> 20} MiB are free",
-            where=str(folder),
-            hint="free some space there, or set XDG_CACHE_HOME to a folder with more",
-        )
-    with locked(folder, progress):
+    require_space(folder, NEEDED_BYTES, "fetching QEMU and a kernel")
+    with locked(folder, progress), faults_of_disk(folder, "QEMU and a kernel cannot be fetched"):
         kernel = find_qemu()
         if kernel is None:
             with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder) as scratch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import lzma
@@ -9,6 +10,7 @@ import os
 import platform
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -161,6 +163,24 @@ def test_debian_s_kernel_is_fetched_once_and_what_it_lacks_is_known(mirror: Path
     (mirror / "bin/apt-get").unlink()
     assert packaged.obtain_packaged(Quiet()) == found
     assert [path.name for path in (mirror / "cache/testbed/guest-kernel").glob(".*")] == []
+
+
+@pytest.mark.parametrize(("ways", "words"), [(packaged, "user-mode-linux"), (qemu, "QEMU and a kernel")])
+def test_what_is_fetched_needs_a_disk_that_takes_it(
+    mirror: Path, monkeypatch: pytest.MonkeyPatch, ways: ModuleType, words: str
+) -> None:
+    def full(*_: object) -> Kernel:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ways, "_fetch", full)
+    obtain = getattr(ways, f"obtain_{ways.__name__.rpartition('.')[2]}")
+    with pytest.raises(GuestUnavailable, match=f"{words} cannot be fetched: No space left") as raised:
+        obtain(Quiet())
+    assert "XDG_CACHE_HOME" in raised.value.hint
+    monkeypatch.setattr(ways, "NEEDED_BYTES", 1 << 60)
+    with pytest.raises(GuestUnavailable, match=f"{words} takes .* MiB are free") as raised:
+        obtain(Quiet())
+    assert "XDG_CACHE_HOME" in raised.value.hint
 
 
 def test_a_kernel_that_is_brought_along_is_asked_what_it_has(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
