@@ -13,7 +13,7 @@ from testbed.commands.labs import json_option, print_json
 from testbed.engine.find import find_engine
 from testbed.errors import InputError, LabError
 from testbed.images import store
-from testbed.images.names import named_images
+from testbed.images.names import checked_name, named_images
 
 
 @click.group()
@@ -51,6 +51,8 @@ def list_(as_json: bool) -> None:
 def build(name: str, tag: str) -> None:
     """Make the image NAME (host or full) in the engine."""
     kind = store.kind_of(name)
+    if tag:
+        checked_name("--tag", tag)
     client = find_engine().client
     own = store.ensure(client, kind)
     if tag:
@@ -63,11 +65,11 @@ def build(name: str, tag: str) -> None:
 @click.option("--tag", default="", metavar="NAME", help="The image's name in the engine; by default that of nodes.")
 def import_(file: Path, tag: str) -> None:
     """Bring FILE, a root file system that `testbed images export` wrote elsewhere, into the engine."""
+    tag = checked_name("--tag", tag or named_images()["node"].name)
     try:
         data = file.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read: {error.strerror}", where=str(file)) from error
-    tag = tag or named_images()["node"].name
     store.bring_in(find_engine().client, data, tag)
     click.echo(tag)
 

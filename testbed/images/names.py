@@ -37,6 +37,14 @@ class Named:
         return f"{front}{self.name}{'@' if self.digest else ''}{self.digest}"
 
 
+def checked_name(option: str, name: str) -> str:
+    """Return an image's name if an engine would take it. Raises InputError."""
+    if not REFERENCE.fullmatch(name) or "@" in name:
+        hint = "for example testbed-node:latest"
+        raise_faults([Fault("command line", 0, option, f"{name!r} is no name of an image", hint)])
+    return name
+
+
 @cache
 def named_images() -> Mapping[str, Named]:
     """Every image that is named, by what it is for."""

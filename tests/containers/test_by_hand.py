@@ -1,20 +1,18 @@
-"""What `testbed render` writes, run by hand as its README says, word for word, on a private engine."""
+"""What `testbed render` writes, run by hand as its README says, word for word, on a private at_home."""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
 import pytest
 
 from testbed.clab.program import find_containerlab
-from testbed.engine import private
+from testbed.engine.private import PrivateEngine
 from testbed.errors import LabError
 from testbed.labs import interpreter
 from tests.labs.helpers import unique
@@ -28,30 +26,9 @@ exec {way} sh -c 'cd "$0" && exec "$@"' "$PWD" {python} -I -S {box} {folder} {pr
 """
 
 
-def lacking() -> str:
-    """Why there can be no private engine here; nothing where there can."""
-    if os.getuid() != 0:
-        return "only root can start a Docker engine"
-    missing = [name for name in ("dockerd", "docker") if shutil.which(name) is None]
-    return f"there is no {' and no '.join(missing)}" if missing else ""
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[private.PrivateEngine]:
-    if why := lacking():
-        pytest.skip(why)
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("e")
-        patch.setenv("TESTBED_STATE", str(folder))
-        try:
-            yield private.start()
-        finally:
-            private.stop()
-
-
 @pytest.fixture
-def programs(engine: private.PrivateEngine, tmp_path: Path) -> Path:
-    """A folder with `testbed`, and a `containerlab` that works on that engine."""
+def programs(at_home: PrivateEngine, tmp_path: Path) -> Path:
+    """A folder with `testbed`, and a `containerlab` that works on that at_home."""
     try:
         program = find_containerlab().path
     except LabError as error:
@@ -61,7 +38,7 @@ def programs(engine: private.PrivateEngine, tmp_path: Path) -> Path:
     aside.mkdir()
     box = aside / "box.py"
     box.write_text(resources.files("testbed.clab").joinpath("box.py").read_text())
-    words = {"way": " ".join(engine.entering()), "python": interpreter(), "box": box, "folder": aside}
+    words = {"way": " ".join(at_home.entering()), "python": interpreter(), "box": box, "folder": aside}
     (folder / "containerlab").write_text(CONTAINERLAB.format(program=program, **words))
     (folder / "testbed").write_text(f'#!/bin/sh\nexec {sys.executable} -m testbed "$@"\n')
     for path in folder.iterdir():
@@ -75,7 +52,7 @@ def section(readme: str, title: str) -> list[str]:
 
 
 def test_the_rendered_readme_brings_up_a_lab_with_flannel(
-    engine: private.PrivateEngine, programs: Path, tmp_path: Path
+    at_home: PrivateEngine, programs: Path, tmp_path: Path
 ) -> None:
     folder, name = tmp_path / "lab", unique("hand").replace("-", "")
     # An engine without a way out pulls no image: routers are what nodes are.
@@ -83,7 +60,7 @@ def test_the_rendered_readme_brings_up_a_lab_with_flannel(
     subprocess.run([sys.executable, "-m", "testbed", *words], check=True)
     env = os.environ | {
         "PATH": f"{programs}:{os.environ['PATH']}",
-        "DOCKER_HOST": engine.address,
+        "DOCKER_HOST": at_home.address,
         "CLAB_VERSION_CHECK": "disable",
         "CLAB_LABDIR_BASE": str(tmp_path),
     }
