@@ -80,8 +80,10 @@ def without_userinfo(urls: str) -> str:
     """URLs, comma separated, without the names and passwords that may stand in them."""
     shown = []
     for url in urls.split(","):
-        scheme, slashes, rest = url.partition("://")
+        scheme, slashes, rest = url.partition("://") if "://" in url else ("", "", url)
         host, slash, path = rest.partition("/")
-        _, at, host = host.rpartition("@")
-        shown.append(f"{scheme}{slashes}{'***@' if at else ''}{host}{slash}{path}" if slashes else url)
+        user, _, host = host.rpartition("@")
+        # Without a scheme it may be no URL at all: an interface can have a name such as eth0@if3.
+        hide = user and (slashes or ":" in user)
+        shown.append(f"{scheme}{slashes}***@{host}{slash}{path}" if hide else url)
     return ",".join(shown)

@@ -30,9 +30,9 @@ class ServiceManager:
         self._last = text
         # systemd writes a socket of the abstract namespace with an @ in front.
         address = "\0" + self._address[1:] if self._address[0] == "@" else self._address
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            sock.settimeout(_SECONDS)
-            try:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+                sock.settimeout(_SECONDS)
                 sock.sendto(text.encode("utf-8", "backslashreplace"), address)
-            except OSError as error:
-                log.warning(f"cannot tell the service manager at NOTIFY_SOCKET: {error}")
+        except OSError as error:
+            log.warning(f"cannot tell the service manager at NOTIFY_SOCKET: {error}")

@@ -59,7 +59,9 @@ def test_of_a_daemon_with_every_secret_there_is(node: Node, verbosity: str) -> N
         ("http://a:b@c:1", "http://***@c:1"),
         ("http://a:b@c:1,https://d/e@f", "http://***@c:1,https://d/e@f"),
         ("https://a:p@ss@c/path", "https://***@c/path"),
+        ("a:b@c:1,http://d", "***@c:1,http://d"),
         ("/coreos.com/network", "/coreos.com/network"),
+        ("^eth[0-9]@if3$", "^eth[0-9]@if3$"),
         ("", ""),
     ],
 )

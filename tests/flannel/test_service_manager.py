@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,8 +100,6 @@ def test_a_manager_that_is_not_there_costs_a_line_of_log(node: Node) -> None:
 
 
 def test_a_status_cannot_hold_another_assignment(tmp_path: Path) -> None:
-    import socket
-
     path = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(path)
@@ -111,6 +110,17 @@ def test_a_status_cannot_hold_another_assignment(tmp_path: Path) -> None:
         assert sock.recv(100) == b"STATUS=a READY=1"
         with pytest.raises(BlockingIOError):  # what is said twice is told once
             sock.recv(100)
+
+
+def test_without_a_socket_to_tell_it_by_nothing_else_fails(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def none_left(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(socket, "socket", none_left)
+    ServiceManager("/run/notify").tell("READY=1")
+    assert "cannot tell the service manager at NOTIFY_SOCKET: [Errno 24]" in capfd.readouterr().err
 
 
 def test_without_a_manager_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
