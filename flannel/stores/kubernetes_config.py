@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from flannel.log import without_userinfo
 from flannel.stores.base import StoreError
 from flannel.stores.kubernetes_yaml import YamlError, read
 
@@ -79,9 +80,9 @@ def _at(url: str, source: str) -> Access:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         port = parts.port
     except ValueError as error:
-        raise StoreError(f"{source} is {url!r}: {error}") from None
+        raise StoreError(f"{source} is {without_userinfo(url)!r}: {error}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise StoreError(f"{source} is {url!r}, not a URL such as https://10.0.0.1:6443")
+        raise StoreError(f"{source} is {without_userinfo(url)!r}, not a URL such as https://10.0.0.1:6443")
     if parts.username or parts.query or parts.fragment:
         raise StoreError(f"{source}: a user, a query or a fragment cannot stand in the server's URL")
     tls = parts.scheme == "https"

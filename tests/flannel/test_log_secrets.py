@@ -145,6 +145,13 @@ def test_a_kubeconfig_that_cannot_be_used(tmp_path: Path) -> None:
     assert SECRET not in str(caught.value)
 
 
+@pytest.mark.parametrize("url", ["ftp://user:{}@h", "https://user:{}@h", "https://user:{}@h:port", "user:{}@h"])
+def test_an_api_that_cannot_be_used(url: str) -> None:
+    with pytest.raises(StoreError) as caught:
+        find_access(url.format(SECRET), "", {})
+    assert SECRET not in str(caught.value)
+
+
 def test_a_bad_value_of_a_secret_flag() -> None:
     assert SECRET not in cli.parse([f"--etcd-password={SECRET}"], {}).describe()
     assert SECRET not in cli.parse([], {"FLANNELD_ETCD_PASSWORD": SECRET}).describe()
