@@ -13,7 +13,7 @@ from testbed.commands.labs import json_option, print_json
 from testbed.engine.find import find_engine
 from testbed.errors import InputError, LabError
 from testbed.images import store
-from testbed.images.names import checked_name, named_images
+from testbed.images.names import checked_name, named_images, references
 
 
 @click.group()
@@ -58,6 +58,27 @@ def build(name: str, tag: str) -> None:
     if tag:
         store.also_call(client, own, tag)
     click.echo(tag or own)
+
+
+@images.command()
+@click.argument("what", nargs=-1)
+@click.option("--image-prefix", default="", metavar="MIRROR/", help="A registry mirror, put before images' names.")
+def pull(what: tuple[str, ...], image_prefix: str) -> None:
+    """Pull the images that rendered files name (WHAT: frr, kind, …; by default all), by digest where one is known."""
+    known = named_images()
+    wanted = what or tuple(key for key, image in known.items() if not image.made)
+    unknown = [key for key in wanted if key not in known or known[key].made]
+    if unknown:
+        pulled = ", ".join(key for key, image in known.items() if not image.made)
+        raise InputError(f"no image to pull is for {', '.join(unknown)}", hint=f"one of {pulled}")
+    named = references(image_prefix)
+    engine = find_engine()
+    if engine.private:
+        hint = "`testbed images build` makes nodes' image, `testbed images import` brings one from a file"
+        raise LabError("the private engine has no way out, so it pulls nothing", hint=hint)
+    for key in wanted:
+        store.pull(engine.client, named[key])
+        click.echo(named[key])
 
 
 @images.command("import")

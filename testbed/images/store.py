@@ -93,6 +93,16 @@ def bring_in(client: docker.DockerClient, data: bytes, tag: str) -> None:
         raise LabError(f"the image {tag} cannot be imported: {error}") from error
 
 
+def pull(client: docker.DockerClient, reference: str) -> None:
+    """Fetch an image from its registry. Raises LabError where that cannot be had."""
+    try:
+        client.images.pull(reference)
+    except DockerException as error:
+        said = getattr(error, "explanation", None) or str(error).partition("\n")[0]
+        hint = "--image-prefix names a mirror; `testbed images import` brings one from a file"
+        raise LabError(f"the image {reference} cannot be pulled: {said}", hint=hint) from error
+
+
 def also_call(client: docker.DockerClient, name: str, tag: str) -> None:
     """Give an image another name. Raises LabError where the engine refuses it."""
     repository, version = _parted(tag)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import http.server
 import io
 import json
+import socketserver
 import subprocess
 import sys
 import tarfile
+import threading
+import urllib.parse
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import docker
 import pytest
 
 from testbed.engine.private import PrivateEngine
 from testbed.images import store
+from testbed.images.names import named_images
 
 
 def images(*words: str, stdout: int | None = subprocess.PIPE) -> subprocess.CompletedProcess[bytes]:
@@ -86,6 +93,77 @@ def test_bad_input_is_one_error(at_home: PrivateEngine, words: tuple[str, ...], 
     assert done.returncode == code, done.stderr
     assert said in done.stderr.decode()
     assert "Traceback" not in done.stderr.decode()
+
+
+def test_the_private_engine_pulls_nothing_and_says_so(at_home: PrivateEngine) -> None:
+    done = images("pull", "frr")
+    assert done.returncode == 2
+    assert "the private engine has no way out" in done.stderr.decode()
+
+
+class _Puller(http.server.BaseHTTPRequestHandler):
+    """As much of an engine as pulls images; one of them it cannot have."""
+
+    asked: ClassVar[list[tuple[str, str]]] = []
+
+    def _answer(self, content: object, status: int = 200) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        if self.path.endswith("/json"):
+            self._answer({"Id": "sha256:0", "RepoTags": []})
+        else:
+            self._answer({"ApiVersion": "1.47", "Version": "27.0"})
+
+    def do_POST(self) -> None:
+        words = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
+        self.asked.append((words["fromImage"][0], words.get("tag", [""])[0]))
+        if words["fromImage"][0].startswith("dead.example/"):
+            self._answer({"message": "no such host"}, 500)
+        else:
+            self._answer({"status": "Pulled"})
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
+        """Say nothing."""
+
+    def address_string(self) -> str:
+        return ""
+
+
+@pytest.fixture
+def puller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
+    _Puller.asked.clear()
+    with socketserver.ThreadingUnixStreamServer(str(tmp_path / "d"), _Puller) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/d")
+        monkeypatch.setenv("TESTBED_STATE", str(tmp_path / "state"))
+        yield _Puller.asked
+        server.shutdown()
+
+
+def test_an_engine_is_asked_for_digests_behind_the_mirror(puller: list[tuple[str, str]]) -> None:
+    done = images("pull", "frr", "flannel", "--image-prefix", "mirror.example/hub")
+    assert done.returncode == 0, done.stderr
+    frr, flannel = named_images()["frr"], named_images()["flannel"]
+    name, _, tag = flannel.name.partition(":")
+    assert puller == [(f"mirror.example/hub/{frr.name}", frr.digest), (f"mirror.example/hub/{name}", tag)]
+    puller.clear()
+    assert images("pull").returncode == 0
+    assert len(puller) == sum(not image.made for image in named_images().values())
+
+
+def test_an_image_that_cannot_be_had_is_one_error(puller: list[tuple[str, str]]) -> None:
+    done = images("pull", "frr", "--image-prefix", "dead.example")
+    assert done.returncode == 2
+    assert "cannot be pulled: no such host" in done.stderr.decode()
+    assert "Traceback" not in done.stderr.decode()
+    done = images("pull", "frr", "node")
+    assert (done.returncode, len(puller)) == (3, 1), "node's is made, so nothing was asked for"
 
 
 def test_without_an_engine_there_is_still_a_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
