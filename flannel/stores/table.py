@@ -33,12 +33,12 @@ class LeaseTable(Generic[Key]):
 
     def put(self, key: Key, since: Any, lease: Lease) -> list[Event]:
         """Take in a lease; return what changed for the daemon: nothing if its data is the same (a renewal)."""
-        before = self._winner(lease.subnet)
+        before = self._winner_lease(lease.subnet)
         self._held[key] = _Held(since, lease)
         keys = self._keys.setdefault(lease.subnet, [])
         if key not in keys:
             keys.append(key)
-        return _difference(before, self._winner(lease.subnet))
+        return _difference(before, self._winner_lease(lease.subnet))
 
     def remove(self, key: Key) -> list[Event]:
         """Drop a key."""
@@ -46,33 +46,38 @@ class LeaseTable(Generic[Key]):
         if held is None:
             return []
         subnet = held.lease.subnet
-        before = self._winner(subnet)
+        before = self._winner_lease(subnet)
         del self._held[key]
         self._keys[subnet].remove(key)
         if not self._keys[subnet]:
             del self._keys[subnet]
-        return _difference(before, self._winner(subnet))
+        return _difference(before, self._winner_lease(subnet))
 
     def leases(self) -> list[Lease]:
-        """Return one lease a subnet."""
-        return [winner for subnet in self._keys if (winner := self._winner(subnet)) is not None]
+        """Return one lease a subnet, the oldest first: it has a right to what two of them contest."""
+        winners = [held for subnet in self._keys if (held := self._winner(subnet)) is not None]
+        return [held.lease for held in sorted(winners, key=lambda held: held.since)]
 
     def shadowed(self, lease: Lease) -> bool:
         """Return whether another key holds this lease's subnet already."""
-        return self._winner(lease.subnet) is not lease
+        return self._winner_lease(lease.subnet) is not lease
 
     def shadowed_leases(self) -> list[tuple[Key, Lease]]:
         """Return the leases that do not count, with their keys."""
         doubles = [key for keys in self._keys.values() if len(keys) > 1 for key in keys]
         return [(key, self._held[key].lease) for key in doubles if self.shadowed(self._held[key].lease)]
 
-    def _winner(self, subnet: Network) -> Lease | None:
+    def _winner_lease(self, subnet: Network) -> Lease | None:
+        held = self._winner(subnet)
+        return held.lease if held else None
+
+    def _winner(self, subnet: Network) -> _Held | None:
         keys = self._keys.get(subnet)
         if not keys:
             return None
         if len(keys) == 1:  # as it nearly always is
-            return self._held[keys[0]].lease
-        return min((self._held[key] for key in keys), key=lambda held: held.since).lease
+            return self._held[keys[0]]
+        return min((self._held[key] for key in keys), key=lambda held: held.since)
 
 
 def _difference(before: Lease | None, after: Lease | None) -> list[Event]:

@@ -173,6 +173,18 @@ def test_two_keys_with_one_subnet(etcd: Etcd, node: tuple[Any, Recorder], attrs_
     assert (last.kind, last.lease.attrs) == ("added", attrs_of(3))
 
 
+def test_a_list_begins_with_who_came_first(etcd: Etcd, make_store: MakeStore, conf: NetConf, attrs_of: Attrs) -> None:
+    """Of what two leases contest, the first one has it after a restart of flanneld too."""
+    for number in (9, 8, 6):
+        put_peer(etcd, attrs_of(number), f"10.244.{number}.0-24")
+    put_peer(etcd, attrs_of(8), "10.244.8.0-24")  # written again, and still the second
+    store, seen = make_store(etcd)
+    store.acquire(conf, attrs_of(1), SEVEN)
+    store.watch(seen.post)
+    [snapshot] = seen.wait(Snapshot)
+    assert [lease.attrs for lease in snapshot.leases] == [attrs_of(number) for number in (9, 8, 6, 1)]
+
+
 def test_two_subnets_of_one_node_both_count(etcd: Etcd, node: tuple[Any, Recorder], attrs_of: Attrs) -> None:
     _, seen = node
     put_peer(etcd, attrs_of(2), "10.244.9.0-24")
