@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import json
 import os
+import select
 import selectors
 import socket
 import subprocess
@@ -19,7 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from testbed.labs import interpreter
 
@@ -27,6 +28,9 @@ MESSAGE_BYTES = 100_000
 """The longest message that surely fits into a socket; longer ones go another way."""
 
 END_SECONDS = 2.0
+
+FILE_SECONDS = 60.0
+"""How long a file, or a daemon's start, may take; what is on the node may have stopped its resident."""
 
 PROGRAM = ("-I", "-S", "-c")
 """Python's options for a program that needs nothing but the interpreter: the resident's own will do."""
@@ -93,8 +97,12 @@ class Resident:
     def close(self) -> None:
         """End it, and all that it runs but daemons."""
         self._sock.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
             self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            # Who entered the node stops with the resident that it is the parent of, and the lab could not end then.
+            self._process.kill()
+            self._process.wait()
 
     def _send(self, order: Mapping[str, Any], descriptors: Sequence[int]) -> None:
         data = json.dumps(order).encode()
@@ -104,6 +112,11 @@ class Resident:
             socket.send_fds(self._sock, [data], descriptors)
         except OSError as error:
             raise Gone from error
+
+    def _give_up(self) -> NoReturn:
+        """Ask nothing of it any more."""
+        self._sock.close()
+        raise Gone
 
     def run(
         self, argv: Sequence[str], *, netns: str, env: Mapping[str, str], stdin: bytes | None, timeout: float
@@ -135,7 +148,10 @@ class Resident:
                 self._send(order, [writer])
             finally:
                 os.close(writer)
-            text = answer.read()
+            ready = select.select([answer], [], [], FILE_SECONDS)[0]
+            text = answer.read() if ready else b""
+        if not ready:
+            self._give_up()
         if not text:
             raise Gone
         return int(text)
@@ -145,7 +161,8 @@ class Resident:
         with _Pipes(writing=False) as pipes:
             self._send({"what": "read", "path": path}, [pipes.theirs[1], pipes.theirs[3]])
             pipes.let_go()
-            pipes.communicate(b"", None)
+            if not pipes.communicate(b"", time.monotonic() + FILE_SECONDS):
+                self._give_up()
             _raise_for(pipes.status, path)
             return pipes.out
 
@@ -154,7 +171,8 @@ class Resident:
         with _Pipes(writing=True) as pipes:
             self._send({"what": "write", "path": path, "mode": mode}, [pipes.theirs[0], pipes.theirs[3]])
             pipes.let_go()
-            pipes.communicate(data, None)
+            if not pipes.communicate(data, time.monotonic() + FILE_SECONDS):
+                self._give_up()
             _raise_for(pipes.status, path)
 
 

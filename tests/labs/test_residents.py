@@ -130,6 +130,35 @@ def test_without_its_resident_a_node_is_entered(node: NetnsNode) -> None:
     assert pids(node, "^sleep 7395")
 
 
+@pytest.mark.parametrize("first", ["read", "write", "start"])
+def test_a_resident_that_is_stopped_holds_up_nobody_for_good(
+    node: NetnsNode, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    monkeypatch.setattr(residents, "FILE_SECONDS", 0.5)
+    node.write("/run/file", "before")
+    resident = node.run(["sh", "-c", "echo $PPID"]).stdout.strip()
+    ask: dict[str, Callable[[], object]] = {
+        "read": lambda: node.read("/run/file"),
+        "write": lambda: node.write("/run/file", "after"),
+        "start": lambda: node.start(["sleep", "7398"], name="late"),
+    }
+    node.run(["sh", "-c", f"(sleep 0.2; kill -STOP {resident}) >/dev/null 2>&1 &"])
+    assert Deadline(5).poll(lambda: stopped(node, resident) or None)
+    began = time.monotonic()
+    answers = {name: ask[name]() for name in dict.fromkeys([first, *ask])}
+    assert answers["read"] == (b"after" if first == "write" else b"before")
+    assert node.read("/run/file") == b"after"
+    assert pids(node, "^sleep 7398")
+    assert time.monotonic() - began < 20
+    # And the lab ends: see `make_lab`.
+
+
+def stopped(node: NetnsNode, pid: str) -> bool:
+    """Whether a process is, seen without the resident."""
+    look = [*node.entering(), "sh", "-c", f"grep -c '^State:.T' /proc/{pid}/status"]
+    return subprocess.run(look, capture_output=True, check=False).stdout == b"1\n"
+
+
 CALLER = """
 import sys
 from testbed.labs import netns
