@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from testbed.clabernetes import render_clabernetes
 from testbed.commands.render import write_files
 from testbed.flannelspec import BACKENDS, default_flannel
 from testbed.model import LabSpec
@@ -79,6 +81,19 @@ def test_containerlab_takes_the_topology(tmp_path: Path, docker_host: str, topol
     result = validate(tmp_path, file, docker_host)
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"nodes={len(lab.nodes)} links={len(lab.links)}" in " ".join((result.stdout + result.stderr).split())
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_containerlab_takes_what_is_given_to_clabernetes(tmp_path: Path, docker_host: str, topology: str) -> None:
+    lab = load_topology(topology, "t1")
+    *_, resource = yaml.safe_load_all(render_clabernetes(lab, Images()))
+    definition = resource["spec"]["definition"]["containerlab"]
+    write_files(tmp_path, {"definition.clab.yml": definition})
+    result = validate(tmp_path, "definition.clab.yml", docker_host)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"nodes={len(lab.nodes)} links={len(lab.links)}" in " ".join((result.stdout + result.stderr).split())
+    write_files(tmp_path, {"definition.clab.yml": definition.replace("exec:", "execute:", 1)})
+    assert validate(tmp_path, "definition.clab.yml", docker_host).returncode != 0
 
 
 @pytest.mark.parametrize(
