@@ -21,6 +21,7 @@ from testbed.engine.find import Engine, find_engine
 from testbed.errors import LabBusyError, LabError
 from testbed.images import store
 from testbed.labs import Progress, Quiet, residents, restart, state
+from testbed.labs.farnode import FarNode
 from testbed.labs.faults import LinkFaults, fault, require_features
 from testbed.labs.netns import ENVIRONMENT, NetnsNode
 from testbed.labs.plan import node_plan, wiring_faults
@@ -59,17 +60,26 @@ class ClabLab:
     record: state.LabRecord
     engine: Engine
     kind: str = "clab"
-    nodes: Mapping[str, ClabNode] = field(init=False)
+    nodes: Mapping[str, ClabNode | FarNode] = field(init=False)
     link_faults: LinkFaults = field(init=False, default_factory=LinkFaults)
 
     def __post_init__(self) -> None:
         self.nodes = MappingProxyType(self._nodes())
 
-    def _nodes(self) -> dict[str, ClabNode]:
+    def _nodes(self) -> dict[str, ClabNode | FarNode]:
         own = self.engine.private
         way = ("nsenter", "-t", str(own.holder.pid), "-m", "-p", "-F", "--") if own else ()
         pids = self.record.pids
         holder = own.holder.pid if own else 0
+        if not self.engine.local:
+            address, client = self.engine.address, self.engine.client
+            return {
+                n.name: FarNode(
+                    n, holder, pids[n.name], container=container_name(self.spec, n.name), address=address, client=client
+                )
+                for n in self.spec.nodes
+                if n.name in pids
+            }
         return {n.name: ClabNode(n, holder, pids[n.name], way=way) for n in self.spec.nodes if n.name in pids}
 
     @property
@@ -77,7 +87,7 @@ class ClabLab:
         """What this lab is."""
         return self.record.spec
 
-    def node(self, name: str) -> ClabNode:
+    def node(self, name: str) -> ClabNode | FarNode:
         """Return the machine of that name; KeyError where there is none."""
         return self.nodes[name]
 
@@ -111,11 +121,16 @@ class ClabLab:
 
     def settle(self, names: Iterable[str]) -> None:
         """Make many commands on these machines cheap for as long as this process lives."""
+        if not self.engine.local:
+            return  # nothing is left there that takes descriptors
         for name in names:
             residents.settle(self.nodes[name], ENVIRONMENT)
 
     def restart(self, name: str) -> None:
         """Let a machine start anew; see `Lab.restart`."""
+        if not self.engine.local:
+            what = "a machine's cables are out of reach where its engine is, so it cannot start anew"
+            raise LabError(what, where=name, hint="run as root where the engine runs")
         node = self.node(name)
         restart.check_no_faults(self, name)
         residents.leave(node)

@@ -10,22 +10,30 @@ from dataclasses import replace
 import pytest
 
 from testbed.deadline import Deadline
+from testbed.engine.find import FAR
 from testbed.errors import CommandError, LabError
 from testbed.labs import kinds, state
 from testbed.labs.base import TIMED_OUT, Lab
+from testbed.labs.farnode import FarNode
 from testbed.labs.kinds import AnyLab
 from testbed.topology import load_topology
 from tests.labs.helpers import unique
 
 
-@pytest.fixture(scope="module", params=["entered", "settled"])
+@pytest.fixture(scope="module", params=["entered", "settled", "far"])
 def lab(request: pytest.FixtureRequest, kind: str) -> Iterator[AnyLab]:
-    """A lab of each kind; commands are run in it in both ways that there are."""
-    made = kinds.bring_up(kind, load_topology("flat", unique("shared")))
-    if request.param == "settled":
-        made.settle(made.nodes)
-    yield made
-    made.down()
+    """A lab of each kind; commands are run in it in every way that there is."""
+    way: str = request.param
+    if way == "far" and kind == "netns":
+        pytest.skip("network namespaces are never elsewhere")
+    with pytest.MonkeyPatch.context() as patch:
+        if way == "far":
+            patch.setenv(FAR, "1")
+        made = kinds.bring_up(kind, load_topology("flat", unique("shared")))
+        if way == "settled":
+            made.settle(made.nodes)
+        yield made
+        made.down()
 
 
 def test_a_command_returns_its_output_and_exit_code(lab: Lab) -> None:
@@ -140,6 +148,10 @@ def test_a_link_that_is_down_is_up_again_after_the_block(lab: AnyLab) -> None:
 
 
 def test_a_machine_that_starts_anew_loses_what_a_machine_loses_and_nothing_else(lab: AnyLab) -> None:
+    if isinstance(lab.node("worker2"), FarNode):
+        with pytest.raises(LabError, match="cannot start anew"):
+            lab.restart("worker2")
+        return
     node = lab.node("worker2")
     node.write("/var/lib/kept", "on the disk")
     node.write("/run/lost", "in memory")
@@ -162,6 +174,8 @@ def test_a_machine_that_starts_anew_loses_what_a_machine_loses_and_nothing_else(
 
 
 def test_a_router_that_starts_anew_routes_again(lab: AnyLab) -> None:
+    if isinstance(lab.node("leaf1"), FarNode):
+        pytest.skip("its engine is elsewhere")
     lab.restart("leaf1")
     outside = str(lab.spec.outside.ip)
     ping = ["ping", "-c", "1", "-W", "1", outside]
