@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,6 +36,7 @@ _WRITE = 'mkdir -p "$(dirname "$1")" && cat >"$1.new" && chmod "$2" "$1.new" && 
 
 UP_SECONDS = 60.0
 DOWN_SECONDS = 20.0
+LEFT_SECONDS = 5.0
 RESTART_SECONDS = 20.0
 
 #: Leaves a daemon behind: its output in a log, its pid in a file and on standard output.
@@ -323,18 +325,38 @@ class NetnsLab:
         for node in self.nodes.values():
             residents.leave(node)
         with state.locked(lab_id):
+            end_those_who_entered(holder)
             if not holder.kill(DOWN_SECONDS):
                 raise LabError(
                     f"lab {lab_id} did not end within {DOWN_SECONDS:.0f} s of being killed",
                     hint=f"its first process is pid {holder.pid}",
                 )
-            left = processes_in(holder.pid_namespace)
-            if left:
+            if not Deadline(LEFT_SECONDS).poll(lambda: not processes_in(holder.pid_namespace) or None):
+                left = processes_in(holder.pid_namespace)
                 raise LabError(f"lab {lab_id} is down, but left processes behind: {' '.join(map(str, left))}")
             if self.lifeline is not None:
                 os.close(self.lifeline)
                 self.lifeline = None
             self.record.forget()
+
+
+def end_those_who_entered(holder: state.Holder) -> None:
+    """Kill the programs outside of a lab by which somebody is in it.
+
+    One of them stops when what it runs there is stopped, and reaps nothing then: the lab could never end.
+    """
+    lab = holder.user_namespace
+    if lab is None:
+        return
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != holder.pid:
+            with contextlib.suppress(OSError):
+                handle = os.pidfd_open(int(entry.name))
+                try:
+                    if (entry / "ns/user").stat().st_ino == lab:
+                        signal.pidfd_send_signal(handle, signal.SIGKILL)
+                finally:
+                    os.close(handle)
 
 
 def processes_in(pid_namespace: int) -> list[int]:

@@ -89,6 +89,18 @@ class Holder:
         except (ProcessLookupError, PermissionError, OSError):
             return False
 
+    @property
+    def user_namespace(self) -> int | None:
+        """The inode of its user namespace, also while it is dying; None where it is gone, or in this process's own."""
+        try:
+            place = Path(f"/proc/{self.pid}")
+            started = int((place / "stat").read_text().rpartition(")")[2].split()[19])
+            own = started == self.start_time and (place / "ns/pid").stat().st_ino == self.pid_namespace
+            found = (place / "ns/user").stat().st_ino
+        except OSError:
+            return None
+        return found if own and found != Path("/proc/self/ns/user").stat().st_ino else None
+
     def kill(self, timeout: float) -> bool:
         """Kill it, and with it all that is in its PID namespace; returns whether it is gone in time (seconds)."""
         try:

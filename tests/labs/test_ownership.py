@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,6 +65,21 @@ def test_a_lab_whose_holder_was_killed_can_be_brought_up_again(flat: LabSpec, ma
     with pytest.raises(LabError, match="is not up"):
         kinds.open_lab(flat.id)
     make_lab(flat)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_stops_itself_in_a_lab_does_not_keep_it_from_ending(
+    flat: LabSpec, make_lab: Make, *, killed: bool
+) -> None:
+    lab = make_lab(flat)
+    entered = lab.node("worker1").spawn(["sh", "-c", "kill -s STOP $$; sleep 60"])
+    stat = Path(f"/proc/{entered.pid}/stat")
+    assert Deadline(10).poll(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T" or None), "it stops, too"
+    if killed:
+        os.kill(lab.record.holder.pid, signal.SIGKILL)
+    lab.down()
+    assert entered.wait(10) != 0
+    assert not processes_of(flat.id)
 
 
 def test_a_pid_that_belongs_to_somebody_else_by_now_is_left_alone(flat: LabSpec, make_lab: Make) -> None:
