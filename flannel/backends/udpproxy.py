@@ -136,7 +136,10 @@ class Proxy:
     def _refuse(self, packet: bytes) -> None:
         answer = unreachable(packet, self._source)
         if answer:
-            os.writev(self.tun, [NO_OFFLOAD, answer] if self._offload else [answer])
+            try:
+                os.writev(self.tun, [NO_OFFLOAD, answer] if self._offload else [answer])
+            except OSError:
+                pass  # want of memory, say: one error that nobody hears of is no reason to make the device again
 
     def take_in(self) -> None:
         """Carry packets from peers to the TUN device, until the socket is closed (OSError).

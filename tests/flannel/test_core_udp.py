@@ -115,6 +115,32 @@ def test_packets_cross_both_ways_and_strange_ones_end(offload: bool) -> None:
     assert near.recv(2000) == before + packet("10.244.1.5", ttl=8)
 
 
+def test_an_error_that_cannot_be_sent_costs_no_packet(monkeypatch: pytest.MonkeyPatch) -> None:
+    coming, sent = [packet("10.244.7.7"), packet("10.244.2.2")], []
+
+    def read(tun: int, buffers: list[bytearray]) -> int:
+        if not coming:
+            raise OSError(errno.EBADFD, "the device is gone")
+        data = coming.pop(0)
+        buffers[0][: len(data)] = data
+        return len(data)
+
+    def refuse(tun: int, pieces: list[bytes]) -> None:
+        raise OSError(errno.ENOBUFS, "no memory")
+
+    class Wire:
+        def sendto(self, data: memoryview, peer: object) -> None:
+            sent.append(bytes(data))
+
+    monkeypatch.setattr(os, "readv", read)
+    monkeypatch.setattr(os, "writev", refuse)
+    proxy = Proxy(-1, Wire(), (0, 0), offload=False)  # type: ignore[arg-type]
+    proxy.table = Table({IPv4Network("10.244.2.0/24"): ("192.0.2.1", 8285)})
+    with pytest.raises(OSError, match="the device is gone"):
+        proxy.send_out()
+    assert sent == [packet("10.244.2.2", ttl=63)]
+
+
 def test_a_kernel_that_takes_no_bursts_gets_datagrams_one_by_one() -> None:
     sent = []
 
