@@ -44,7 +44,7 @@ class Holders:
 
     def give_back(self, key: Key, subnet: Network) -> set[Network]:
         """Note that a lease does not have it any more; return who may have it now."""
-        left = self._shared.pop(key, {self._first.get(key)}) - {subnet, None}
+        left = self._shared.pop(key, set()) - {subnet}
         if not left:
             self._first.pop(key, None)
             return self._waiting.pop(key, set())

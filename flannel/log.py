@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from typing import Any
 
 #: Lines more talkative than this are dropped; set from `-v`.
 verbosity = 0
@@ -87,3 +88,9 @@ def without_userinfo(urls: str) -> str:
         hide = user and (slashes or ":" in user)
         shown.append(f"{scheme}{slashes}***@{host}{slash}{path}" if hide else url)
     return ",".join(shown)
+
+
+def quoted(value: Any) -> str:
+    """Return a stranger's value for a log line: on one line, printable, and short."""
+    text = ascii(value)
+    return text if len(text) <= 100 else text[:97] + "..."

@@ -132,7 +132,7 @@ class VxlanBackend(Backend):
     ) -> Wants:  # fmt: skip
         mac = _mac_of(data)
         if mac is None:
-            raise Ignored(f"its data holds no usable VtepMAC: {data!r}")
+            raise Ignored(f"its data holds no usable VtepMAC: {log.quoted(data)}")
         dst, length, version = int(subnet.network_address), subnet.prefixlen, subnet.version
         metric = 0 if version == 4 else METRIC6
         if self.asks_routes and peer in facts.direct:

@@ -321,10 +321,10 @@ def read_peer_data(data: Any, port: int) -> tuple[bytes, int]:
     try:
         key = read_key(fields.get("publickey"), "key")
     except NetConfError:
-        raise Ignored(f"its data holds no usable PublicKey: {data!r}") from None
+        raise Ignored(f"its data holds no usable PublicKey: {log.quoted(data)}") from None
     theirs = fields.get("port", 0)
     if not isinstance(theirs, int) or isinstance(theirs, bool) or not 0 <= theirs <= 0xFFFF:
-        raise Ignored(f"its data holds no usable Port: {data!r}")
+        raise Ignored(f"its data holds no usable Port: {log.quoted(data)}")
     if not any(key):
         raise Ignored("its PublicKey is all zeros")
     return key, theirs or port

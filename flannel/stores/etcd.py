@@ -13,12 +13,13 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING
 
 from flannel.lease import Lease, LeaseAttrs, Network
+from flannel.log import quoted
 from flannel.stores.allocate import fits
 from flannel.stores.base import Log, Post, Remembered, Renewed, StoreError
 from flannel.stores.etcd_client import EtcdClient, KeyValue, TlsFiles
 from flannel.stores.etcd_own import Entry, Own, Proof, choose_subnets, own_entries
 from flannel.stores.etcd_watch import LeaseWatcher, OwnLease
-from flannel.stores.leasecodec import lease_key, lease_value, parse_key, parse_value, quoted
+from flannel.stores.leasecodec import lease_key, lease_value, parse_key, parse_value
 from flannel.stores.owner import LeaseOwner
 
 if TYPE_CHECKING:

@@ -7,10 +7,11 @@ from ipaddress import IPv6Network
 from typing import Literal, NamedTuple, Protocol
 
 from flannel.lease import Lease, LeaseAttrs, Network
+from flannel.log import quoted
 from flannel.stores.base import Log, Post, StoreError
 from flannel.stores.etcd_client import EtcdClient, KeyValue, key_value
 from flannel.stores.etcd_messages import Values
-from flannel.stores.leasecodec import overlap, parse_key, parse_value, quoted, why_unusable
+from flannel.stores.leasecodec import overlap, parse_key, parse_value, why_unusable
 from flannel.stores.table import LeaseTable
 from flannel.stores.watcher import Watcher, why_clashing
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from flannel.lease import Lease, LeaseAttrs, Network
+from flannel.log import quoted
 from flannel.stores.base import Log, Post, Remembered, StoreError
 from flannel.stores.kubernetes_http import KubeClient, RefusedError
 from flannel.stores.kubernetes_nodes import (
@@ -32,7 +33,6 @@ from flannel.stores.kubernetes_nodes import (
     wanted_annotations,
 )
 from flannel.stores.kubernetes_watch import NODES, TIMING, NodeWatcher, Own, Timing
-from flannel.stores.leasecodec import quoted
 from flannel.stores.owner import LeaseOwner
 
 if TYPE_CHECKING:

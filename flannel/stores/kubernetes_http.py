@@ -13,10 +13,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 from flannel import __version__
+from flannel.log import quoted
 from flannel.stores.base import StoreError
 from flannel.stores.etcd_http import notice_dead_peer
 from flannel.stores.kubernetes_config import Access
-from flannel.stores.leasecodec import quoted
 from flannel.stores.linestream import LineStream, explain
 
 STRATEGIC_MERGE = "application/strategic-merge-patch+json"

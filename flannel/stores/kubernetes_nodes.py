@@ -9,8 +9,9 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, NamedTuple
 
 from flannel.lease import LeaseAttrs, Network
+from flannel.log import quoted
 from flannel.stores.base import StoreError
-from flannel.stores.leasecodec import parse_address, quoted
+from flannel.stores.leasecodec import parse_address
 
 _PREFIX = re.compile(r"(?:[a-z0-9_-]+\.)+[a-z0-9_-]+/(?:[a-z0-9_.-]+-)?", re.ASCII)
 _NETWORK_UNAVAILABLE = "NetworkUnavailable"

@@ -9,10 +9,11 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from typing import Any, NamedTuple, Protocol
 
 from flannel.lease import Lease, Network
+from flannel.log import quoted
 from flannel.stores.base import Event, Log, Post, StoreError
 from flannel.stores.kubernetes_http import KubeClient, Lines, RefusedError, UnreachableError, status_error
 from flannel.stores.kubernetes_nodes import Cidrs, Keys, Node, counted, is_managed, pod_cidrs, published, read_node
-from flannel.stores.leasecodec import overlap, quoted, why_unusable
+from flannel.stores.leasecodec import overlap, why_unusable
 from flannel.stores.table import LeaseTable
 from flannel.stores.watcher import Watcher, why_clashing
 

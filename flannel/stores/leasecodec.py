@@ -8,6 +8,7 @@ from socket import AF_INET, inet_pton
 from typing import Any
 
 from flannel.lease import Lease, LeaseAttrs, Network, Subnet
+from flannel.log import quoted
 
 #: Every type that a flannel node may publish; udp and alloc publish none.
 KNOWN_TYPES = frozenset(
@@ -170,9 +171,3 @@ def is_unicast_mac(text: str) -> bool:
     except ValueError:
         return False
     return len(octets) == 6 and any(octets) and not octets[0] & 1
-
-
-def quoted(value: Any) -> str:
-    """Return a stranger's value for a log line: on one line, printable, and short."""
-    text = ascii(value)
-    return text if len(text) <= 100 else text[:97] + "..."

@@ -72,6 +72,15 @@ def test_leases_of_another_type_are_ignored_by_name(kind: str, monkeypatch: pyte
         backend.wants(lease(2, other, {"VtepMAC": "02:aa:bb:cc:dd:02"}), facts())
 
 
+@pytest.mark.parametrize(("kind", "key"), [("vxlan", "VtepMAC"), ("wireguard", "PublicKey"), ("wireguard", "Port")])
+def test_what_a_peer_wrote_is_shown_in_short(kind: str, key: str) -> None:
+    """A value in etcd can be a megabyte long, and another one each second."""
+    data = {"PublicKey": "A" * 43 + "=", key: "x\n" * 100000}
+    with pytest.raises(Exception, match="its data holds no usable") as caught:
+        make_backend(conf(Type=kind), EXTERNAL).wants(lease(2, kind, data), facts())
+    assert len(str(caught.value)) < 200
+
+
 @pytest.mark.parametrize("kind", ["", "vxlan", "udp"])
 def test_udp_serves_leases_of_any_type(kind: str) -> None:
     assert make_backend(conf(Type="udp"), EXTERNAL).wants(lease(2, kind), facts("flannel0")) == NOTHING
