@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from flannel.interface import _ordered
-from flannel.kernel.rtnl import Address
+from flannel import interface
+from flannel.interface import InterfaceError, Wanted, _ordered, choose
+from flannel.kernel.rtnl import Address, Link
 from tests.flannel.corelab import Flanneld, Node
 
 PERMANENT, DEPRECATED, TEMPORARY = 0x80, 0x20, 0x01
@@ -97,11 +98,13 @@ def test_an_interface_without_an_address_is_an_error(node: Node) -> None:
     assert "interface bare has no usable IPv4 address" in refused(node, "--iface=bare").log
 
 
-def test_an_interface_without_an_mtu_is_an_error(node: Node) -> None:
-    for words in ("addr add 10.9.0.1/24 dev lo", "link set lo mtu 0"):
-        node.ip(words)
-    # The kernel takes the addresses of such an interface away, so that their lack is what is told of.
-    assert "interface lo has no usable IPv4 address" in refused(node, "--iface=lo").log
+def test_an_interface_without_an_mtu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel takes the addresses of such an interface away: it is met at the moment of the change only."""
+    monkeypatch.setattr(
+        interface, "_search", lambda *_: (Link(2, "eth0", 0, b"", 1, "", None), IPv4Address("10.0.0.1"))
+    )
+    with pytest.raises(InterfaceError, match="interface eth0 has no MTU"):
+        choose(None, Wanted())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["x", "10.0.0", "fd00::1", "10.0.0.1/24"])
