@@ -40,8 +40,10 @@ class Containerlab:
 
     def _run(self, folder: Path, engine: Engine, *words: str) -> None:
         program = resources.files("testbed.clab").joinpath("box.py").read_text()
+        # It ends with this process, or what it goes on to make would be nobody's.
+        tied = ("setpriv", "--pdeathsig", "KILL", "--")
         argv = [
-            *(engine.private.entering() if engine.private else ()),
+            *(*tied, *engine.private.entering(), *tied) if engine.private else tied,
             *(interpreter(), "-I", "-S", "-c", program, str(folder)),
             *(str(self.path), *words, "--topo", str(folder / CLAB), "--log-level", "warn"),
         ]

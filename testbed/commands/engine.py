@@ -6,6 +6,8 @@ import click
 
 from testbed.commands.labs import json_option, print_json
 from testbed.engine import private
+from testbed.errors import LabBusyError
+from testbed.labs.kinds import remove
 
 
 @click.group()
@@ -21,8 +23,15 @@ def up() -> None:
 
 
 @engine.command()
-def down() -> None:
+@click.option("--force", is_flag=True, help="Remove the labs that run on it, too.")
+def down(force: bool) -> None:
     """Remove it with its containers and images; one that is not there is removed already."""
+    labs = private.labs()
+    if labs and not force:
+        names = ", ".join(record.spec.id for record in labs)
+        raise LabBusyError(f"labs run on the private engine: {names}", hint="`testbed down`, or --force")
+    for record in labs:
+        remove(record)
     click.echo("removed the engine" if private.stop() else "no private engine was up")
 
 

@@ -263,6 +263,13 @@ def _make_box(plan: Mapping[str, object]) -> tuple[int, int]:
     return int(answer["pid"]), lifeline
 
 
+def labs() -> list[state.LabRecord]:
+    """The labs that run on the private engine."""
+    found = running()
+    records = [state.read_record(lab_id) for lab_id in state.known_ids()] if found else []
+    return [record for record in records if record and found and record.facts.get("engine") == found.address]
+
+
 def stop() -> bool:
     """Remove the private engine with all of its containers and images; returns whether there was one.
 

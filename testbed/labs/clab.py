@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
@@ -154,8 +155,7 @@ class ClabLab:
         for node in self.nodes.values():
             residents.leave(node)
         with state.locked(self.spec.id):
-            _remove(self.engine, self.spec)
-            self.record.forget()
+            _forget(self.engine, self.record)
 
 
 def open_record(record: state.LabRecord) -> ClabLab:
@@ -166,7 +166,7 @@ def open_record(record: state.LabRecord) -> ClabLab:
 def remove_record(record: state.LabRecord) -> None:
     """Remove what is left of a lab, also where its private engine is gone, and the containers with it."""
     if not record.holder.alive:
-        shutil.rmtree(folder_of(record.spec.id), ignore_errors=True)
+        _remove_files(record.spec)
         record.forget()
         return
     open_record(record).down()
@@ -180,10 +180,12 @@ def folder_of(lab_id: str) -> Path:
 @contextmanager
 def _one_at_a_time() -> Iterator[None]:
     """Hold the lock that every deploy and destroy of this user takes: side by side they hang or race."""
-    (state.state_folder() / "clab").mkdir(mode=0o700, exist_ok=True)
-    with (state.state_folder() / "clab" / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    folder = os.open(state.state_folder(), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(folder)
 
 
 def bring_up(spec: LabSpec, *, progress: Progress | None = None, image: str = "") -> ClabLab:
@@ -220,11 +222,26 @@ def bring_up(spec: LabSpec, *, progress: Progress | None = None, image: str = ""
                 lab = ClabLab(replace(record, pids=_pids(engine, spec)), engine)
                 _wire(lab)
             lab.record.save()
-        except BaseException:
-            _remove(engine, spec)
-            record.forget()
+        except BaseException as error:
+            _forget(engine, record)
+            if isinstance(error, DockerException):
+                raise LabError(f"the Docker engine failed: {error}", hint="`docker info`, and its log") from error
+            if engine.private and not engine.private.alive:
+                raise LabError("the private engine has ended", hint="testbed engine up") from error
             raise
     return lab
+
+
+def _forget(engine: Engine, record: state.LabRecord) -> None:
+    """Remove a lab and its record; its containers have gone already where the private engine has."""
+    if engine.private is None or engine.private.alive:
+        try:
+            _remove(engine, record.spec)
+        except LabError:
+            if engine.private is None or engine.private.alive:
+                raise
+    _remove_files(record.spec)
+    record.forget()
 
 
 def _image(engine: Engine, name: str) -> tuple[str, tuple[str, ...]]:
@@ -317,7 +334,6 @@ def _wire(lab: ClabLab) -> None:
 
 def _remove(engine: Engine, spec: LabSpec) -> None:
     """Remove everything of a lab, however far it came."""
-    place = folder_of(spec.id)
     with _one_at_a_time():
         try:
             each(_kill, _containers(engine, spec))
@@ -329,7 +345,14 @@ def _remove(engine: Engine, spec: LabSpec) -> None:
         links = [f"/run/netns/{container_name(spec, node.name)}" for node in spec.nodes]
         way = engine.private.entering() if engine.private else ()
         subprocess.run([*way, "rm", "-f", "--", *links], check=False, capture_output=True)
+    _remove_files(spec)
+
+
+def _remove_files(spec: LabSpec) -> None:
+    place = folder_of(spec.id)
     shutil.rmtree(place, ignore_errors=True)
+    with suppress(OSError):  # another lab's are in there
+        place.parent.rmdir()
 
 
 def _containers(engine: Engine, spec: LabSpec) -> list[Container]:

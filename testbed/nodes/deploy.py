@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from testbed.deadline import Deadline
-from testbed.errors import InputError, LabError, ProductError
+from testbed.errors import InputError, LabError, ProductError, TestbedError
 from testbed.flannelspec import FlannelSpec, check_fits, default_flannel
 from testbed.ipv6 import with_ipv6
 from testbed.labs import Progress, Quiet, kinds
@@ -218,8 +218,11 @@ def bring_up(options: RunOptions, progress: Progress | None = None) -> Cluster:
         lab.settle(lab.nodes)
         cluster = Cluster(lab, flannel, options)
         deploy(cluster, progress)
-    except BaseException:
+    except BaseException as error:
+        alive = lab.alive
         lab.down()
+        if isinstance(error, TestbedError) and not alive:  # whatever it was, it is not flannel's fault
+            raise LabError("what the lab runs on has ended", where=spec.id, hint="start again") from error
         raise
     return cluster
 
