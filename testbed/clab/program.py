@@ -43,7 +43,7 @@ class Containerlab:
         # It ends with this process, or what it goes on to make would be nobody's.
         tied = ("setpriv", "--pdeathsig", "KILL", "--")
         argv = [
-            *(*tied, *engine.private.entering(), *tied) if engine.private else tied,
+            *((*tied, *engine.private.entering(), *tied) if engine.private else tied),
             *(interpreter(), "-I", "-S", "-c", program, str(folder)),
             *(str(self.path), *words, "--topo", str(folder / CLAB), "--log-level", "warn"),
         ]
