@@ -36,6 +36,7 @@ COMMANDS = {
     "engine": "Start or remove a private Docker engine, for labs of containers.",
     "images": "List, make or export the container images of a lab's machines.",
     "render": "Write a lab for containerlab, FRR, kind and kubectl.",
+    "lint": "Name every fault of a manifest for flannel, without a lab.",
     "checks": "List the catalogue of checks, and what is implemented.",
 }
 """Every command with one line about it, in the order of the help.  One without a module is not there yet."""

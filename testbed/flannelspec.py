@@ -154,7 +154,8 @@ class FlannelSpec:
     """How flannel is deployed in a lab, and so what the checks expect.
 
     `args` and `env` are flanneld's, without what chooses its store: the lab has a store of its own.
-    `notes` are remarks for the user, such as what of a manifest was replaced.
+    `notes` are remarks for the user, such as what of a manifest was replaced; `warnings` what of it a cluster would
+    mind and a lab does not.
     """
 
     backend: Backend
@@ -167,6 +168,7 @@ class FlannelSpec:
     rules: str = IPTABLES_NFT
     source: str = "built in"
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def mtu_of(self, underlay_mtu: int) -> int:
         """FLANNEL_MTU where the underlay's interface has that MTU; a configured Backend.MTU takes its place."""
@@ -339,6 +341,7 @@ def build(
     overrides: Mapping[str, str] | None = None,
     source: str = "built in",
     notes: Iterable[str] = (),
+    warnings: Iterable[str] = (),
 ) -> FlannelSpec:
     """Put a FlannelSpec together from a net-conf.json that was found valid, and the command line's overrides.
 
@@ -363,7 +366,16 @@ def build(
     network = IPv4Network(conf.get("Network", DEFAULT_NETWORK), strict=False)
     rules = rules or (NFTABLES if conf.get("EnableNFTables") else IPTABLES_NFT)
     return FlannelSpec(
-        backend, network, conf, cni_conf, tuple(args), dict(env), rules=rules, source=source, notes=tuple(notes)
+        backend,
+        network,
+        conf,
+        cni_conf,
+        tuple(args),
+        dict(env),
+        rules=rules,
+        source=source,
+        notes=tuple(notes),
+        warnings=tuple(warnings),
     )
 
 

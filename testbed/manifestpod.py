@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from testbed.errors import Fault
@@ -25,12 +25,19 @@ class Container:
     args: tuple[str, ...]
     env: Mapping[str, str]
     notes: tuple[str, ...]
+    path: Path = ()  # where in the document it is
+    words: tuple[str, ...] = ()  # flanneld's arguments as the manifest gives them
+    variables: Mapping[str, str] = field(default_factory=dict)  # and its environment
+    hidden: bool = False  # a script starts flanneld, so its arguments are not known
 
 
-def read_container(document: Document, pod: Path, faults: list[Fault]) -> Container | None:
+def read_container(
+    document: Document, pod: Path, faults: list[Fault], lab_faults: list[Fault] | None = None
+) -> Container | None:
     """Return the container of a pod specification that runs flanneld; None where there is none.
 
-    Init containers are left aside: the lab installs plugins and the conflist by itself.  Appends to `faults`.
+    Init containers are left aside: the lab installs plugins and the conflist by itself.  Appends to `faults`, and to
+    `lab_faults` what is wrong in a lab only.
     """
     spec = _at(document.value, pod)
     containers = spec.get("containers") if isinstance(spec, dict) else None
@@ -39,7 +46,8 @@ def read_container(document: Document, pod: Path, faults: list[Fault]) -> Contai
         return None
     for position, container in enumerate(containers):
         if isinstance(container, dict) and _runs_flanneld(container):
-            return _Reading(document, (*pod, "containers", position), container, faults).read()
+            place = (*pod, "containers", position)
+            return _Reading(document, place, container, faults, faults if lab_faults is None else lab_faults).read()
     return None
 
 
@@ -68,17 +76,29 @@ def _runs_flanneld(container: Mapping[str, Any]) -> bool:
 class _Reading:
     """One reading of one container."""
 
-    def __init__(self, document: Document, path: Path, container: Mapping[str, Any], faults: list[Fault]) -> None:
+    def __init__(
+        self,
+        document: Document,
+        path: Path,
+        container: Mapping[str, Any],
+        faults: list[Fault],
+        lab_faults: list[Fault],
+    ) -> None:
         self.document = document
         self.path = path
         self.container = container
         self.faults = faults
+        self.lab_faults = lab_faults
         self.notes: list[str] = []
         self.env: dict[str, str] = {}
         self.absent: set[str] = set()
+        self.hidden = False
 
     def fault(self, path: Path, what: str, hint: str = "") -> None:
         self.faults.append(self.document.fault((*self.path, *path), what, hint))
+
+    def lab_fault(self, path: Path, what: str, hint: str = "") -> None:
+        self.lab_faults.append(self.document.fault((*self.path, *path), what, hint))
 
     def read(self) -> Container:
         self.read_env()
@@ -93,7 +113,8 @@ class _Reading:
         if dropped:
             names = ", ".join(dict.fromkeys(dropped))
             self.notes.append(f"{names} replaced: the lab has a store of its own, etcd")
-        return Container(args, env, tuple(self.notes))
+        notes = tuple(self.notes)
+        return Container(args, env, notes, self.path, tuple(words), dict(self.env), self.hidden)
 
     def foreign_interfaces(self, flags: Flags) -> bool:
         """Whether --iface names only what no node of a lab has; flannel's default is right there."""
@@ -142,7 +163,10 @@ class _Reading:
                     words.append(self.expand(word, place))
                     places.append(place)
         if _program(self.container.get("command")) in SHELLS:
-            self.fault(("command",), "a script starts flanneld, so its arguments are not known", "give them in args")
+            self.lab_fault(
+                ("command",), "a script starts flanneld, so its arguments are not known", "give them in args"
+            )
+            self.hidden = True
             return [], []
         return words, places
 
@@ -154,7 +178,7 @@ class _Reading:
             if name is None:
                 return "$"
             if name in self.absent:
-                self.fault(place, f"$({name}) comes from a cluster, which a lab has not", "write the value")
+                self.lab_fault(place, f"$({name}) comes from a cluster, which a lab has not", "write the value")
             return self.env.get(name, match.group())
 
         return re.sub(r"\$\$|\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)", value, text)
@@ -167,7 +191,7 @@ class _Reading:
             elif flag.name in ("version", "help", "h") and flag.value not in ("false", "0"):
                 self.fault(place, f"--{flag.name} makes flanneld end at once", "remove it")
             elif flag.name in ("public-ip", "public-ipv6"):
-                self.fault(place, f"--{flag.name} gives every node of the lab one address", "remove it")
+                self.lab_fault(place, f"--{flag.name} gives every node of the lab one address", "remove it")
         if flags.rest:
             place = places[len(places) - len(flags.rest)]
             what = f"flanneld reads nothing from {flags.rest[0]!r} on"

@@ -31,6 +31,7 @@ class Problem:
     key: str
     what: str
     hint: str = ""
+    lab_only: bool = False  # flannel elsewhere takes it; a lab cannot
 
 
 Kind = Callable[[Any], str]
@@ -121,6 +122,56 @@ BACKEND_KEYS: Mapping[str, Mapping[str, Kind]] = {
 }
 
 
+ELSEWHERE: Mapping[str, tuple[str, ...]] = {
+    "alloc": (),
+    "extension": (
+        "PreStartupCommand",
+        "PostStartupCommand",
+        "ShutdownCommand",
+        "SubnetAddCommand",
+        "SubnetRemoveCommand",
+    ),
+    "tencent-vpc": ("AccessKeyID", "AccessKeySecret"),
+    "ali-vpc": ("AccessKeyID", "AccessKeySecret"),
+    "aws-vpc": ("RouteTableID",),
+    "gce": (),
+}
+"""Backends of upstream, some of them of old versions only, that a lab cannot deploy, with their keys."""
+
+WINDOWS_KEYS = ("Name", "MacPrefix")
+"""Keys that only flannel on Windows reads."""
+
+
+def unknown_keys(conf: Mapping[str, Any]) -> list[Problem]:
+    """The keys of a net-conf.json in canonical spelling that flannel would ignore, with the nearest known one.
+
+    `lab_only` marks those that mean something elsewhere: to another backend, or on Windows.
+    """
+    problems = [_unknown(key, key, (*TOP, "Backend")) for key in conf if key not in (*TOP, "Backend")]
+    backend = conf.get("Backend")
+    if isinstance(backend, Mapping):
+        kind = str(backend.get("Type"))
+        known = ("Type", *(BACKEND_KEYS.get(kind) or ELSEWHERE.get(kind) or ()))
+        if kind in BACKEND_KEYS or kind in ELSEWHERE:
+            problems += [_unknown(key, f"Backend.{key}", known, kind) for key in backend if key not in known]
+    return problems
+
+
+def _unknown(key: str, path: str, known: tuple[str, ...], backend: str = "") -> Problem:
+    others = [name for name, keys in BACKEND_KEYS.items() if key.lower() in {k.lower() for k in keys}]
+    what = f"flannel's {backend or 'configuration'} has no such key and ignores it"
+    if backend and key.lower() in {name.lower() for name in WINDOWS_KEYS}:
+        return Problem(path, "only flannel on Windows reads it", lab_only=True)
+    if others:
+        place = "it belongs into Backend" if not backend else f"it is a key of {', '.join(others)}"
+        return Problem(path, what, place, lab_only=bool(backend))
+    if backend and key in TOP:
+        return Problem(path, what, "it belongs beside Backend, not into it")
+    spelt = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(key.lower(), spelt, 1)
+    return Problem(path, what, f"did you mean {spelt[close[0]]}?" if close else f"its keys are {', '.join(known)}")
+
+
 def canonical(raw: Any) -> tuple[dict[str, Any], list[Problem]]:
     """Return a decoded net-conf.json with its keys in the documented spelling, nulls left out, and what is wrong."""
     if not isinstance(raw, dict):
@@ -172,13 +223,16 @@ def check(conf: Mapping[str, Any]) -> list[Problem]:
 def _check_backend(backend: Any) -> list[Problem]:
     if backend is None:
         hint = "flannel's documentation promises vxlan without it and its code takes udp: name the Type"
-        return [Problem("Backend", "missing", hint)]
+        return [Problem("Backend", "missing", hint, lab_only=True)]
     if not isinstance(backend, Mapping):
         return [Problem("Backend", "has to be an object with a Type")]
     kind = backend.get("Type")
     if not isinstance(kind, str) or kind not in BACKEND_KEYS:
         given = "missing" if kind is None else f"{kind!r} is no backend that can run here"
-        return [Problem("Backend.Type", given, f"these are: {', '.join(SUPPORTED)}")]
+        elsewhere = isinstance(kind, str) and kind in ELSEWHERE
+        close = difflib.get_close_matches(str(kind), (*SUPPORTED, *ELSEWHERE), 1)
+        near = f"did you mean {close[0]}? " if close and not elsewhere else ""
+        return [Problem("Backend.Type", given, f"{near}these are: {', '.join(SUPPORTED)}", elsewhere)]
     keys = BACKEND_KEYS[kind]
     problems = [
         Problem(f"Backend.{key}", f"{backend[key]!r} is not {wanted}")

@@ -33,6 +33,8 @@ class CheckReporter(pytest.TerminalReporter):  # type: ignore[misc]  # there is 
         screen.say(
             f"{options.backend} on {lab.topology} ({machines}), lab {options.name}, {self.run.flannel.rules}", "bold"
         )
+        for warning in self.run.flannel.warnings:
+            screen.say(f"in a cluster: {warning}", "yellow")
 
     def pytest_collection(self) -> None:
         """Say nothing about collecting."""

@@ -23,6 +23,8 @@ def up(topology: str | None, **given: Any) -> None:
     cluster.lab.detach()
     for note in cluster.flannel.notes:
         click.echo(f"note: {note}", err=True)
+    for warning in cluster.flannel.warnings:
+        click.echo(f"in a cluster: {warning}", err=True)
     name = cluster.lab.spec.id
     click.echo(
         f"lab {name} is up; `testbed shell worker1 --name {name}` goes in, `testbed down --name {name}` removes it"
