@@ -78,6 +78,8 @@ def test_the_commands_by_hand_work_one_after_the_other(
             argv, cwd=tmp_path, env=env, input="exit\n", capture_output=True, text=True, check=False, timeout=120
         )
 
+    manifest = CHECKOUT / "tests/golden/render/racks-s0-vxlan-direct/manifests/kube-flannel.yml"
+    (tmp_path / "kube-flannel.yml").write_text(manifest.read_text())
     traffic: subprocess.Popen[bytes] | None = None
     try:
         for command in BY_HAND:

@@ -44,7 +44,11 @@ case "$*" in
     *'kernel build') sleep "${BUILD_SECONDS-0}"; echo "at net/ipv4"; exit "${BUILD_EXIT-0}" ;;
     *'kernel path') echo "$KERNEL" ;;
     *'kernel check') echo "check $(id -u)" >>"$CALLS" ;;
-    *'testbed engine up') echo "engine up $TESTBED_STATE $(stat -c %a "$TESTBED_STATE")" >>"$CALLS"; exit "${ENGINE_EXIT-0}" ;;
+    *'testbed engine up')
+        echo "engine up $TESTBED_STATE $(stat -c %a "$TESTBED_STATE")" >>"$CALLS"
+        exit "${ENGINE_EXIT-0}"
+        ;;
+    *'testbed down --all') echo "labs down $TESTBED_STATE" >>"$CALLS" ;;
     *'testbed engine down') echo "engine down $TESTBED_STATE" >>"$CALLS" ;;
     '-c '*find_containerlab*) exit "${CONTAINERLAB_EXIT-0}" ;;
     '-c '*) ;;
@@ -149,7 +153,9 @@ def test_containers_run_on_an_engine_of_their_own_that_is_removed(checkout: Chec
     assert up.split()[2] == down.split()[2], "the same engine"
     assert up.split()[3] == "700", "others' folders are refused"
     assert up.split()[2].startswith(str(checkout.folder)), "CI's own, not the user's"
-    assert calls.index(up) < calls.index(run) < calls.index(down)
+    [labs] = (call for call in calls if call.startswith("labs down "))
+    assert labs.split()[2] == up.split()[2]
+    assert calls.index(up) < calls.index(run) < calls.index(labs) < calls.index(down)
 
 
 @needs_root
