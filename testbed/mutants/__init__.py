@@ -1,0 +1,1 @@
+"""Proof that each check can fail: known faults, made one by one in a running lab."""

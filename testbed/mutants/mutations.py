@@ -1,0 +1,194 @@
+"""Mutations as data: what is made wrong, for which row of the catalogue, and which assertion has to notice it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from testbed.checks import implemented, load_catalogue
+from testbed.data import folder
+from testbed.errors import Fault, InputError
+from testbed.flannelspec import BACKENDS
+from testbed.yamlmarks import Document, parse, read_text
+
+PROGRAMS = ("ip", "bridge", "iptables", "nft", "sysctl", "tc")
+"""What a mutation may call on a machine: it acts on the network, never on what looks at it."""
+
+Place = Literal[
+    "client", "peer", "leaf", "everywhere", "control_plane", "client_pod", "local_pod", "peer_pod"
+]  # fmt: skip
+"""Where in a lab: on the client pod's node, the node of its remote peer, the client's leaf, every cluster node, the
+control plane; in the client pod, another pod of its node, or the remote peer's pod."""
+
+NAMES = frozenset(
+    {
+        *"bridge tunnel vni port network outside nic gateway mtu router pod_ip local_ip peer_pod_ip".split(),
+        *"veth local_veth peer_veth".split(),
+        *(f"{node}_{key}" for node in ("own", "peer", "near", "other") for key in "ip cidr base mac nic_mac".split()),
+    }
+)
+"""What braces in a mutation's words stand for, as seen from the machine that it acts on; see `making.Scene.words`."""
+
+_BRACES = re.compile(r"\{(\w+)\}")
+
+
+def _words(value: Any) -> Any:
+    return shlex.split(value) if isinstance(value, str) else value
+
+
+Command = Annotated[list[str], BeforeValidator(_words)]
+"""Words of a command; written as one line, which no shell sees."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Replacement(_Model):
+    """A function of the bundled flannel, and what stands in its place: `text` defines `mutant(original, …)`."""
+
+    module: str = Field(pattern=r"flannel(\.\w+)+")
+    function: str
+    text: str
+
+    @model_validator(mode="after")
+    def _is_there(self) -> Replacement:
+        path = folder("flannel").parent.joinpath(*self.module.split(".")).with_suffix(".py")
+        if not path.is_file():
+            raise ValueError(f"there is no module {self.module}")
+        if self.function not in _functions(ast.parse(path.read_text(encoding="utf-8"))):
+            raise ValueError(f"{self.module} has no function {self.function}")
+        try:
+            defined = _functions(ast.parse(self.text))
+        except SyntaxError as error:
+            raise ValueError(f"line {error.lineno} of text is not Python: {error.msg}") from None
+        if "mutant" not in defined:
+            raise ValueError("text does not define `mutant`")
+        return self
+
+
+def _functions(tree: ast.Module) -> set[str]:
+    found = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{one.name}" for one in node.body if isinstance(one, ast.FunctionDef)}
+    return found
+
+
+class Mutation(_Model):
+    """One fault, and the row that has to notice it.
+
+    With `held` every flanneld is stopped (SIGSTOP) for as long as the fault is there: it would mend it.  `heals` says
+    that nothing but flanneld, once it goes on, undoes it.  `assertion` is searched in the failed assertion's message
+    and source; `also` names the rows that may fail as well.  `run` holds options of the run that the row needs.
+    """
+
+    id: str = Field(pattern=r"[a-z0-9]+(-[a-z0-9]+)*")
+    row: str
+    backends: list[str] = []
+    run: dict[Literal["net-conf", "store", "rules"], str] = {}
+    on: Place = "client"
+    do: list[Command] = []
+    undo: list[Command] = []
+    heals: bool = False
+    held: bool = False
+    down: str = ""
+    replace: Replacement | None = None
+    assertion: str
+    also: list[str] = []
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Mutation:
+        ways = [bool(self.do), bool(self.down), self.replace is not None]
+        if sum(ways) != 1:
+            raise ValueError("exactly one of do, down and replace says what is made wrong")
+        if self.do and not self.undo and not self.heals:
+            raise ValueError("neither undo nor heals says how it is put right")
+        if not self.do and (self.heals or self.held):
+            raise ValueError("heals and held are about do")
+        for argv in (*self.do, *self.undo):
+            self._check_words(argv)
+        try:
+            re.compile(self.assertion)
+        except re.error as error:
+            raise ValueError(f"assertion is no pattern: {error}") from None
+        return self
+
+    def _check_words(self, argv: list[str]) -> None:
+        if not argv or argv[0] not in PROGRAMS:
+            raise ValueError(f"{' '.join(argv)!r} calls none of {', '.join(PROGRAMS)}")
+        unknown = {name for word in argv for name in _BRACES.findall(word)} - NAMES
+        if unknown:
+            raise ValueError(f"{' '.join(argv)!r} has {{{', '.join(sorted(unknown))}}}, which stands for nothing")
+
+    @property
+    def acts_on(self) -> tuple[str, ...]:
+        """The backends in whose labs it can be made: the row's, unless it says which."""
+        return tuple(self.backends) or load_catalogue()[self.row].backends
+
+
+class _File(_Model):
+    mutations: list[Mutation]
+
+
+def mutations_path() -> Path:
+    """Where the mutations are."""
+    return folder("suites") / "mutations.yaml"
+
+
+def load_mutations(path: Path | None = None) -> Mapping[str, Mutation]:
+    """Every mutation by id, in the file's order. Raises InputError with every fault of the file at once."""
+    path = path or mutations_path()
+    documents, faults = parse(read_text(str(path), what="list of mutations"), str(path))
+    if faults or len(documents) != 1:
+        raise InputError("one YAML document was expected" if not faults else "", where=str(path), faults=faults)
+    (document,) = documents
+    found: dict[str, Mutation] = {}
+    try:
+        content = _File.model_validate(document.value)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        raise InputError(faults=[document.fault(tuple(one["loc"]), _what(one)) for one in details]) from None
+    for number, mutation in enumerate(content.mutations):
+        faults += _strangers(document, number, mutation)
+        if mutation.id in found:
+            faults.append(document.fault(("mutations", number, "id"), f"{mutation.id} is there twice"))
+        found[mutation.id] = mutation
+    if faults:
+        raise InputError(faults=faults)
+    return found
+
+
+def _what(detail: Any) -> str:
+    return str(detail["msg"]).removeprefix("Value error, ")
+
+
+def _strangers(document: Document, number: int, mutation: Mutation) -> list[Fault]:
+    """What a mutation names that is not there."""
+    rows, checks = load_catalogue(), implemented()
+    place = ("mutations", number)
+    faults = []
+    if mutation.row not in checks:
+        what = "nothing checks it" if mutation.row in rows else "the catalogue has no such row"
+        faults.append(document.fault((*place, "row"), f"{mutation.row}: {what}"))
+    faults += [
+        document.fault((*place, "also", position), f"the catalogue has no row {row}")
+        for position, row in enumerate(mutation.also)
+        if row not in rows
+    ]
+    known = rows[mutation.row].backends if mutation.row in rows else tuple(BACKENDS)
+    faults += [
+        document.fault((*place, "backends", position), f"{mutation.row} is not about {name}")
+        for position, name in enumerate(mutation.backends)
+        if name not in known
+    ]
+    return faults

@@ -1,0 +1,114 @@
+"""`suites/proven.yaml`: under which mutation each check was seen to fail, and a hash of all that this depends on.
+
+The proof's run alone writes it.  A row whose check, catalogue row or mutation has changed since is unproven again.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from testbed.checks import implemented, load_catalogue
+from testbed.data import folder
+from testbed.errors import InputError, LabError
+from testbed.mutants.mutations import Mutation, load_mutations
+
+HEAD = "# Written by `./run mutants`, never by hand: each proof, and a hash of check, catalogue row and mutation.\n"
+
+
+def proven_path() -> Path:
+    """Where the proofs are."""
+    return folder("suites") / "proven.yaml"
+
+
+def read_proven(path: Path | None = None) -> dict[str, dict[str, str]]:
+    """Each proof by row: `mutation` and `hash`; none where no proof was run. Raises LabError for a broken file."""
+    path = path or proven_path()
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return {row: {"mutation": str(one["mutation"]), "hash": str(one["hash"])} for row, one in content.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise LabError(f"the list of proofs is broken: {error!r}", where=str(path), hint="./run mutants") from error
+
+
+def proven_rows() -> frozenset[str]:
+    """The rows whose proof still stands. Raises LabError for a broken list of proofs."""
+    proofs = read_proven()
+    try:
+        mutations = load_mutations() if proofs else {}
+    except InputError as error:
+        raise LabError(str(error)) from error
+    rows = implemented()
+    return frozenset(
+        row
+        for row, proof in proofs.items()
+        if row in rows and proof["mutation"] in mutations and proof["hash"] == hash_of(mutations[proof["mutation"]])
+    )
+
+
+def write_proven(proved: Iterable[Mutation], disproved: Iterable[str], path: Path | None = None) -> None:
+    """Note new proofs, one a row, and take those away that a mutation has just refuted."""
+    path = path or proven_path()
+    mutations = load_mutations()
+    proofs = read_proven(path)
+    proofs = {row: proof for row, proof in proofs.items() if proof["mutation"] in mutations}
+    for row in disproved:
+        proofs.pop(row, None)
+    for mutation in proved:
+        kept = proofs.get(mutation.row)
+        if kept is None or kept["hash"] != hash_of(mutations[kept["mutation"]]):
+            proofs[mutation.row] = {"mutation": mutation.id, "hash": hash_of(mutation)}
+    order = {row: position for position, row in enumerate(load_catalogue())}
+    proofs = dict(sorted(proofs.items(), key=lambda item: order.get(item[0], len(order))))
+    path.write_text(HEAD + yaml.safe_dump(proofs, sort_keys=False), encoding="utf-8")
+
+
+def hash_of(mutation: Mutation) -> str:
+    """A hash of a mutation, its catalogue row, and the row's check with all of its file that it uses."""
+    parts = [mutation.model_dump(), asdict(load_catalogue()[mutation.row]), _check_source(mutation.row)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@cache
+def _check_source(row: str) -> list[str]:
+    """The check as a syntax tree, so that comments and the form of lines do not count, and what it names."""
+    file, _, function = implemented()[row].partition("::")
+    tree = ast.parse((folder("suites") / file).read_text(encoding="utf-8"))
+    defined: dict[str, ast.stmt] = {}
+    for node in tree.body:
+        defined |= dict.fromkeys(_defines(node), node)
+    wanted, seen = [function], list[str]()
+    while wanted:
+        name = wanted.pop()
+        if name in seen or name not in defined:
+            continue
+        seen.append(name)
+        wanted += [node.id for node in ast.walk(defined[name]) if isinstance(node, ast.Name)]
+    return [ast.dump(defined[name]) for name in sorted(seen)]
+
+
+def _defines(node: ast.stmt) -> list[str]:
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return [node.name]
+    targets: list[Any] = []
+    if isinstance(node, ast.Assign):
+        targets = [name for target in node.targets for name in ast.walk(target)]
+    elif isinstance(node, ast.AnnAssign):
+        targets = [node.target]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def proofs() -> Mapping[str, Any]:
+    """What `testbed checks` shows of each proof that stands."""
+    standing = proven_rows()
+    return {row: proof for row, proof in read_proven().items() if row in standing}
