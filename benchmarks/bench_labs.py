@@ -1,18 +1,28 @@
-"""How long an embedded lab takes: made and wired, converged, with flannel, down; and what it weighs.
+"""How long labs take: made and wired, converged, with flannel, down; and what they weigh.
 
-Usage: python -m benchmarks.bench_labs [--rounds N]. Prints a table; medians over the rounds.
+Usage: python -m benchmarks.bench_labs [--rounds N] [--json FILE]. Prints a table; medians over the rounds.
+
+As root, and with an engine (`testbed engine up`), labs of containers are measured beside the embedded ones, and beside
+`containerlab deploy` of the same file alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from testbed.labs import netns
+from testbed.engine import private
+from testbed.errors import LabError
+from testbed.labs import kinds
+from testbed.labs.kinds import AnyLab
 from testbed.labs.netns import NetnsLab
 from testbed.nodes import deploy
 from testbed.nodes.fabric import wait_converged
@@ -27,14 +37,13 @@ def timed(function: Callable[[], object]) -> float:
     return time.monotonic() - began
 
 
-def resident(lab: NetnsLab) -> float:
-    """Memory of all processes of a lab, in MB, each shared page counted once for those that share it."""
-    namespaces = {os.stat(f"/proc/{lab.record.holder.pid}/ns/user").st_ino}
+def megabytes(belongs: Callable[[Path], bool]) -> float:
+    """Memory of some processes in MB, each shared page counted once for those that share it."""
     total = 0
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if (entry / "ns/user").stat().st_ino in namespaces:
+                if belongs(entry):
                     lines = (entry / "smaps_rollup").read_text().splitlines()
                     total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
             except OSError:
@@ -42,52 +51,162 @@ def resident(lab: NetnsLab) -> float:
     return total / 1024
 
 
-def bare(topology: str, settings: dict[str, str]) -> dict[str, float]:
+def weight(lab: AnyLab) -> float:
+    """Memory of all processes of a lab in MB; with containers, all of the engine, too."""
+    if isinstance(lab, NetnsLab):
+        inside = os.stat(f"/proc/{lab.record.holder.pid}/ns/user").st_ino
+        return megabytes(lambda entry: (entry / "ns/user").stat().st_ino == inside)
+    return engine_weight()
+
+
+def engine_weight() -> float:
+    """Memory of the private engine and its containers in MB; 0 for another engine, whose processes are not known."""
+    engine = private.running()
+    if engine is None:
+        return 0.0
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[entry.name] = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+            except OSError:
+                continue
+
+    def below(name: str) -> bool:
+        while name in parents and name != str(engine.holder.pid):
+            name = parents[name]
+        return name == str(engine.holder.pid)
+
+    return megabytes(lambda entry: below(entry.name))
+
+
+class Steps:
+    """Progress that keeps how long each step took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, text: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.seconds[text.split()[0]] = time.monotonic() - began
+
+
+def bare(kind: str, topology: str, settings: dict[str, str]) -> dict[str, float]:
     """One round of a lab without flannel."""
     spec = load_topology(topology, f"bench-{os.getpid()}", overrides=settings)
+    before = engine_weight() if kind == "clab" else 0.0
     began = time.monotonic()
-    lab = netns.bring_up(spec)
+    lab = kinds.bring_up(kind, spec)
     wired = time.monotonic() - began
     try:
-        converged = timed(lambda: wait_converged(lab))
-        memory = resident(lab)
+        wait_converged(lab)
+        converged = time.monotonic() - began
+        memory = weight(lab) - before
         one = lab.node(spec.nodes[0].name)
         command = statistics.median(timed(lambda: one.run(["true"])) for _ in range(20))
     finally:
         down = timed(lab.down)
-    return {"wired s": wired, "converged s": converged, "a command ms": command * 1000, "MB": memory, "down s": down}
+    return {"up s": wired, "converged s": converged, "a command ms": command * 1000, "MB": memory, "down s": down}
 
 
-def whole(backend: str) -> dict[str, float]:
+MADE = ("Making", "Looking", "Deploying", "Addressing")
+"""First words of the steps that make a lab; the others are flannel's."""
+
+
+def whole(kind: str, backend: str) -> dict[str, float]:
     """One round of racks with flannel and pods."""
-    options = RunOptions(backend=backend, name=f"bench-{os.getpid()}", topology="racks")
+    options = RunOptions(backend=backend, name=f"bench-{os.getpid()}", topology="racks", lab=kind)
+    before = engine_weight() if kind == "clab" else 0.0
+    steps = Steps()
     began = time.monotonic()
-    cluster = deploy.bring_up(options)
+    cluster = deploy.bring_up(options, steps)
     up = time.monotonic() - began
-    assert isinstance(cluster.lab, NetnsLab)
-    memory = resident(cluster.lab)
-    return {"up s": up, "MB": memory, "down s": timed(cluster.lab.down)}
+    memory = weight(cluster.lab) - before
+    flannel = sum(seconds for word, seconds in steps.seconds.items() if word not in MADE)
+    return {"up s": up, "of it flannel s": flannel, "MB": memory, "down s": timed(cluster.lab.down)}
+
+
+def containerlab_alone() -> dict[str, float]:
+    """One round of `containerlab deploy` and `destroy` of the file that we render for racks."""
+    from testbed.clab.program import find_containerlab
+    from testbed.engine.find import find_engine
+    from testbed.labs import clab
+
+    spec = load_topology("racks", f"bench-{os.getpid()}")
+    engine, program = find_engine(), find_containerlab()
+    tag, binds = clab.image_of(engine, "host")
+    clab.write_files(spec, tag, binds)
+    folder = clab.folder_of(spec.id)
+    try:
+        up = timed(lambda: program.deploy(folder, engine))
+    finally:
+        down = timed(lambda: program.destroy(folder, engine))
+        clab.remove_files(spec)
+    return {"up s": up, "down s": down}
 
 
 CASES: dict[str, Callable[[], dict[str, float]]] = {
-    "racks, bare": lambda: bare("racks", {}),
-    "clos of 36 nodes, bare": lambda: bare("clos", {"racks": "6", "nodes": "6"}),
-    "racks with flannel (vxlan)": lambda: whole("vxlan"),
+    "netns: racks": partial(bare, "netns", "racks", {}),
+    "netns: clos of 36 nodes": partial(bare, "netns", "clos", {"racks": "6", "nodes": "6"}),
+    "netns: racks with flannel": partial(whole, "netns", "vxlan"),
 }
+CONTAINERS: dict[str, Callable[[], dict[str, float]]] = {
+    "clab: racks": partial(bare, "clab", "racks", {}),
+    "clab: containerlab alone": containerlab_alone,
+    "clab: racks with flannel": partial(whole, "clab", "vxlan"),
+}
+
+
+def cases() -> dict[str, Callable[[], dict[str, float]]]:
+    """What can be measured here."""
+    from testbed.engine.find import find_engine
+
+    try:
+        engine = find_engine()
+        if not engine.local:
+            raise LabError("its namespaces are out of reach")
+    except LabError as error:
+        print(f"no labs of containers: {error}", file=sys.stderr)
+        return CASES
+    return CASES | CONTAINERS
+
+
+def ratios(figures: dict[str, dict[str, float]]) -> dict[str, float]:
+    """How containers compare: our `up` with containerlab's own and flannel's start, and with network namespaces."""
+    if "clab: racks" not in figures:
+        return {}
+    ours, alone = figures["clab: racks with flannel"], figures["clab: containerlab alone"]
+    return {
+        "our up / (containerlab deploy + flannel's start)": ours["up s"] / (alone["up s"] + ours["of it flannel s"]),
+        "clab up / netns up": figures["clab: racks"]["up s"] / figures["netns: racks"]["up s"],
+        "with flannel": ours["up s"] / figures["netns: racks with flannel"]["up s"],
+    }
 
 
 def main() -> None:
     """Run every case in turn, round by round, and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
-    seen: dict[str, list[dict[str, float]]] = {name: [] for name in CASES}
-    for _ in range(rounds):
-        for name, case in CASES.items():
+    parser.add_argument("--json", type=Path, metavar="FILE", help="put all figures there, too")
+    given = parser.parse_args()
+    wanted = cases()
+    seen: dict[str, list[dict[str, float]]] = {name: [] for name in wanted}
+    for _ in range(given.rounds):
+        for name, case in wanted.items():
             seen[name].append(case())
-    for name, results in seen.items():
-        figures = {key: statistics.median(result[key] for result in results) for key in results[0]}
-        print(f"{name:28}", "  ".join(f"{key} {value:.2f}" for key, value in figures.items()))
+    figures = {
+        name: {key: statistics.median(result[key] for result in results) for key in results[0]}
+        for name, results in seen.items()
+    }
+    for name, values in figures.items():
+        print(f"{name:28}", "  ".join(f"{key} {value:.2f}" for key, value in values.items()))
+    for name, ratio in ratios(figures).items():
+        print(f"{name}: {ratio:.2f}")
+    if given.json:
+        record = {"medians": figures, "rounds": seen, "ratios": ratios(figures), "load": os.getloadavg()[0]}
+        given.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

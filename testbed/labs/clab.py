@@ -166,7 +166,7 @@ def open_record(record: state.LabRecord) -> ClabLab:
 def remove_record(record: state.LabRecord) -> None:
     """Remove what is left of a lab, also where its private engine is gone, and the containers with it."""
     if not record.holder.alive:
-        _remove_files(record.spec)
+        remove_files(record.spec)
         record.forget()
         return
     open_record(record).down()
@@ -209,13 +209,13 @@ def bring_up(spec: LabSpec, *, progress: Progress | None = None, image: str = ""
             program = find_containerlab()
         image = image or ("host" if engine.local else "full")
         with progress.step(f"Looking for the image {image}"):  # which may have to be made first
-            tag, binds = _image(engine, image)
+            tag, binds = image_of(engine, image)
         record = state.LabRecord(spec, _holder(engine), {}, {"engine": engine.address, "image": tag}, "clab")
         try:
             record.save()
             machines = f"{len(spec.nodes)} machines, {len(spec.links)} links"
             with progress.step(f"Deploying {spec.topology}: {machines}"):
-                _write_files(spec, tag, binds)
+                write_files(spec, tag, binds)
                 with _one_at_a_time():
                     program.deploy(folder_of(spec.id), engine)
             with progress.step("Addressing and checking the wiring"):
@@ -240,11 +240,11 @@ def _forget(engine: Engine, record: state.LabRecord) -> None:
         except LabError:
             if engine.private is None or engine.private.alive:
                 raise
-    _remove_files(record.spec)
+    remove_files(record.spec)
     record.forget()
 
 
-def _image(engine: Engine, name: str) -> tuple[str, tuple[str, ...]]:
+def image_of(engine: Engine, name: str) -> tuple[str, tuple[str, ...]]:
     """What the engine calls an image, and what containers of it see of the host. Raises LabError where it has none."""
     if name in store.KINDS:
         kind = store.KINDS[name]
@@ -280,7 +280,8 @@ def _nobody_elses(engine: Engine, spec: LabSpec) -> None:
         )
 
 
-def _write_files(spec: LabSpec, tag: str, binds: tuple[str, ...]) -> None:
+def write_files(spec: LabSpec, tag: str, binds: tuple[str, ...]) -> None:
+    """Put what containerlab reads into the lab's folder."""
     place = folder_of(spec.id)
     shutil.rmtree(place, ignore_errors=True)
     images = Images(frr=tag, node=tag, binds=binds)
@@ -345,10 +346,11 @@ def _remove(engine: Engine, spec: LabSpec) -> None:
         links = [f"/run/netns/{container_name(spec, node.name)}" for node in spec.nodes]
         way = engine.private.entering() if engine.private else ()
         subprocess.run([*way, "rm", "-f", "--", *links], check=False, capture_output=True)
-    _remove_files(spec)
+    remove_files(spec)
 
 
-def _remove_files(spec: LabSpec) -> None:
+def remove_files(spec: LabSpec) -> None:
+    """Remove the lab's folder."""
     place = folder_of(spec.id)
     shutil.rmtree(place, ignore_errors=True)
     with suppress(OSError):  # another lab's are in there
