@@ -35,6 +35,7 @@ from testbed.options import (
     raise_faults,
 )
 from testbed.report.conclude import Ending, conclude
+from testbed.report.expectations import load_expectations
 from testbed.report.parts import PartWriter
 from testbed.report.record import RunRecord, Verdict
 from testbed.report.terminal import Screen
@@ -115,7 +116,7 @@ def _start(config: pytest.Config) -> Run:
     if strangers:
         hint = f"its nodes are {', '.join(sorted(known))}"
         raise InputError(f"{lab.topology} has no node called {', '.join(strangers)}", where="--flanneld", hint=hint)
-    return Run(options, lab, flannel)
+    return Run(options, lab, flannel, expectations=load_expectations())
 
 
 @pytest.hookimpl(trylast=True)

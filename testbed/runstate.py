@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import pytest
 from testbed.flannelspec import FlannelSpec
 from testbed.model import LabSpec
 from testbed.options import RunOptions
+from testbed.report.expectations import Expectation, Implementation
 from testbed.report.parts import PartWriter
 from testbed.report.record import RunRecord
 from testbed.report.terminal import Screen
@@ -35,6 +36,8 @@ class Run:
     whole: bool = False  # the selection is the one that expected counts are committed for
     cluster: Cluster | None = None
     part: PartWriter | None = None  # where the outcomes go of a run that is a part of another
+    expectations: tuple[Expectation, ...] = ()  # what is known to fail with some implementations
+    implementations: dict[str, Implementation] = field(default_factory=dict)  # by node, once one of those was asked for
     refused: bool = False  # the lab's name was in use; the report that is there belongs to whoever uses it
 
 

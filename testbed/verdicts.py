@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from testbed.checks import PathSpec
 from testbed.collecting import row_of
 from testbed.errors import InputError, TestbedError
+from testbed.nodes.undertest import implementations
 from testbed.probes.capture import Inconclusive, Window
+from testbed.report.expectations import judged
 from testbed.report.record import Outcome, Verdict, verdict_of
 from testbed.report.write import safe_name
 from testbed.runstate import Run
@@ -25,7 +29,7 @@ def outcome_of(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.Te
     spec = getattr(item, "callspec", None)
     path = spec.params.get("path") if spec else None
     ends = [path.source, path.target] if isinstance(path, PathSpec) and path.source else []
-    return Outcome(
+    outcome = Outcome(
         id=row_of(item).id,
         item=item.name,
         backend=run.options.backend,
@@ -36,6 +40,24 @@ def outcome_of(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.Te
         path=ends,
         input_error=isinstance(error, InputError),
     )
+    counted = as_expected(outcome, run)
+    if counted.verdict is Verdict.EXPECTED_FAILURE:
+        report.outcome, report.wasxfail = "skipped", counted.reason
+    elif counted.verdict is Verdict.UNEXPECTED_PASS:
+        report.outcome, report.longrepr = "failed", counted.reason
+    return counted
+
+
+def as_expected(outcome: Outcome, run: Run) -> Outcome:
+    """The outcome as it counts with the implementations under test; they are asked only where it matters."""
+    matters = [e for e in run.expectations if e.about(outcome.id, outcome.backend)]
+    if not matters or run.cluster is None or outcome.verdict not in (Verdict.HELD, Verdict.FAILED):
+        return outcome
+    try:
+        found = implementations(run.cluster, run.implementations)
+    except TestbedError as error:
+        return replace(outcome, reason=f"{outcome.reason}\n(no expectation could be looked up: {error})".strip())
+    return judged(outcome, matters, list(found.values()))
 
 
 def _short(report: pytest.TestReport, error: BaseException, reason: str) -> None:

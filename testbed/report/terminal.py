@@ -100,6 +100,9 @@ class Screen:
                 )
         for reason, ids in reasons.items():
             self.say(f"skipped {', '.join(dict.fromkeys(ids))}: {reason}", "yellow")
+        for outcome in record.outcomes:
+            if outcome.verdict is Verdict.EXPECTED_FAILURE:
+                self.say(f"expected failure {outcome.item}: {outcome.reason.splitlines()[0]}", "yellow")
         for problem in record.problems:
             self.say(f"not as expected: {problem}", "bold magenta")
         if record.broken:
