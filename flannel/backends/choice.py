@@ -12,9 +12,8 @@ from flannel.kernel import rtnl
 from flannel.kernel.netlink import Netlink
 from flannel.netconf import NetConf
 
-#: Backends that can carry IPv6 as well.
-_IPV6 = ("vxlan", "host-gw", "wireguard")
-_IPV6_ALONE = ("vxlan", "host-gw")
+#: Backends that can carry IPv6, beside IPv4 or alone.
+_IPV6 = ("vxlan", "host-gw", "wireguard", "extension")
 #: Backend types by module and class: only the one in use is loaded.
 BACKENDS = {
     "vxlan": ("vxlan", "VxlanBackend"),
@@ -42,11 +41,7 @@ def make_backend(conf: NetConf, external: External) -> Backend:
         raise BackendError(f"unknown backend type {conf.backend_type!r}; known are {', '.join(BACKENDS)}")
     if conf.enable_ipv6 and conf.backend_type not in _IPV6:
         raise BackendError(
-            f"{conf.backend_type} carries IPv4 alone: take EnableIPv6 out, or use one of {', '.join(_IPV6)}"
-        )
-    if not conf.enable_ipv4 and conf.backend_type not in _IPV6_ALONE:
-        raise BackendError(
-            f"{conf.backend_type} does not carry IPv6 alone yet: leave EnableIPv4 on, or use {' or '.join(_IPV6_ALONE)}"
+            f"{conf.backend_type} carries IPv4 alone: enable nothing else, or use one of {', '.join(_IPV6)}"
         )
     module, name = known
     backend: Backend = getattr(import_module(f"flannel.backends.{module}"), name)(conf, external)

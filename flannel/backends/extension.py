@@ -41,8 +41,8 @@ class ExtensionBackend(AllocBackend):
             log.warning(note)
         self._commands = {key: _command(conf, key) for key in _KEYS}
         self._data: str | None = None
-        self._peers: dict[Network, LeaseAttrs] = {}
-        self._jobs: queue.SimpleQueue[tuple[str, Network, LeaseAttrs]] = queue.SimpleQueue()
+        self._peers: dict[Network, Lease] = {}
+        self._jobs: queue.SimpleQueue[tuple[str, Lease]] = queue.SimpleQueue()
 
     def prepare(self, netlink: Netlink, recorded: Recorded) -> LeaseAttrs:
         """Run the first command; what it prints is published."""
@@ -54,13 +54,16 @@ class ExtensionBackend(AllocBackend):
         return self.attrs()
 
     def attrs(self) -> LeaseAttrs:
-        """What is published: the interface's own address, whatever the public one is, and the first command's words."""
-        return LeaseAttrs(self._external.address, self.name, self._data)
+        """What is published: the interface's addresses, whatever the public ones are, and the first command's words.
+
+        In dual stack the words are in the data of IPv4 alone, where upstream's commands have them from.
+        """
+        return LeaseAttrs(self._external.address, self.name, self._data, self._external.address6)
 
     def start(self, netlink: Netlink, lease: Lease) -> None:
         """Run the second command."""
         if self._commands["PostStartupCommand"]:
-            variables = {"NETWORK": str(self._network), **self._variables(lease.subnet, self.attrs())}
+            variables = {"NETWORK": str(self._network), **_variables(lease._replace(attrs=self.attrs()))}
             outcome = self._run("PostStartupCommand", variables, "\n")
             if outcome.code:
                 raise BackendError(_failure("PostStartupCommand", outcome))
@@ -74,34 +77,41 @@ class ExtensionBackend(AllocBackend):
 
     def update(self, leases: dict[Network, Lease], may_remove: bool) -> None:
         """Have the commands run for peers that came, changed or went."""
-        peers = {subnet: lease.attrs for subnet, lease in leases.items() if lease.attrs.backend_type == self.name}
-        for subnet, attrs in self._peers.items():
+        peers = {subnet: lease for subnet, lease in leases.items() if lease.attrs.backend_type == self.name}
+        for subnet, lease in self._peers.items():
             if subnet not in peers:
-                self._jobs.put(("SubnetRemoveCommand", subnet, attrs))
-        for subnet, attrs in peers.items():
-            if self._peers.get(subnet) != attrs:
-                self._jobs.put(("SubnetAddCommand", subnet, attrs))
+                self._jobs.put(("SubnetRemoveCommand", lease))
+        for subnet, lease in peers.items():
+            before = self._peers.get(subnet)
+            if before is None or (before.attrs, before.subnet6) != (lease.attrs, lease.subnet6):
+                self._jobs.put(("SubnetAddCommand", lease))
         self._peers = peers
 
     def _work(self) -> None:
         while True:
-            key, subnet, attrs = self._jobs.get()
+            key, lease = self._jobs.get()
             if not self._commands[key]:
                 continue
-            data = attrs.backend_data if isinstance(attrs.backend_data, str) else ""
-            outcome = self._run(key, self._variables(subnet, attrs), data + "\n")
+            subnet, address, data = lease.subnet, lease.attrs.public_ip, lease.attrs.backend_data
+            outcome = self._run(key, _variables(lease), (data if isinstance(data, str) else "") + "\n")
             if outcome.code:
-                log.error(f"{subnet} by {attrs.public_ip}: {_failure(key, outcome)}")
+                log.error(f"{subnet} by {address}: {_failure(key, outcome)}")
             else:
-                log.info(f"{key} for {subnet} by {attrs.public_ip}: {outcome.output.strip()[:200]}")
-
-    def _variables(self, subnet: Network, attrs: LeaseAttrs) -> dict[str, str]:
-        return {"SUBNET": str(subnet), "PUBLIC_IP": str(attrs.public_ip), "IPV6SUBNET": "", "PUBLIC_IPV6": ""}
+                log.info(f"{key} for {subnet} by {address}: {outcome.output.strip()[:200]}")
 
     def _run(self, key: str, variables: Mapping[str, str], text: str) -> Outcome:
         environment = {**os.environ, **variables}
         argv = expand(self._commands[key], environment)
         return run(argv, text, _SECONDS, environment) if argv and argv[0] else Outcome(127, "", "there is no command")
+
+
+def _variables(lease: Lease) -> dict[str, str]:
+    """A lease for a command; what it has nothing of is empty."""
+    first = (lease.subnet, lease.attrs.public_ip)
+    second = (lease.subnet6, lease.attrs.public_ip6)
+    four, six = (first, second) if lease.subnet.version == 4 else ((None, None), first)
+    values = zip(("SUBNET", "PUBLIC_IP", "IPV6SUBNET", "PUBLIC_IPV6"), (*four, *six), strict=True)
+    return {name: "" if value is None else str(value) for name, value in values}
 
 
 def _command(conf: NetConf, key: str) -> str:

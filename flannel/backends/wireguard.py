@@ -63,6 +63,9 @@ class WireguardBackend(Backend):
         self._mode = conf.backend.get("mode", "separate")
         if self._mode not in _MODES:
             raise NetConfError(f"Backend.Mode is {self._mode!r}, not one of {', '.join(_MODES)}")
+        self._alone6 = conf.network.version == 6
+        if self._alone6 and self._mode == "ipv4":
+            raise NetConfError("Backend.Mode is 'ipv4': without EnableIPv4 no node is spoken to by IPv4")
         self._psk = read_key(conf.backend.get("psk") or None, "Backend.PSK") if conf.backend.get("psk") else None
         smallest = _SMALLEST_MTU6 if 6 in self._networks else SMALLEST_MTU
         self.mtu = inner_mtu(backend_int(conf, "MTU", external.mtu, 0, 0xFFFF), OVERHEAD, smallest)
@@ -105,32 +108,30 @@ class WireguardBackend(Backend):
     def attrs(self) -> LeaseAttrs:
         """What is published: the public key, and the port of each IP version."""
         key = base64.b64encode(self._public).decode()
-        data = {"PublicKey": key, "Port": self._port}
-        if 6 not in self._networks:
-            return LeaseAttrs(self._external.public, self.name, data)
         # In one device for both there is one port; upstream publishes another one, which is closed.
         port6 = self._port6 if self._mode == "separate" else self._port
-        return LeaseAttrs(
-            self._external.public, self.name, data, self._external.public6, {"PublicKey": key, "Port": port6}
-        )
+        data, data6 = {"PublicKey": key, "Port": self._port}, {"PublicKey": key, "Port": port6}
+        if len(self._networks) == 1:
+            return LeaseAttrs(self._external.public, self.name, data6 if self._alone6 else data)
+        return LeaseAttrs(self._external.public, self.name, data, self._external.public6, data6)
 
     def start(self, netlink: Netlink, lease: Lease) -> None:
         """Address the devices and bring them up."""
-        self._subnets = {4: lease.subnet}
+        self._subnets = {lease.subnet.version: lease.subnet}
         if lease.subnet6 is not None and 6 in self._networks:
             self._subnets[6] = lease.subnet6
         self.device(netlink, self._external)
         self.device6(netlink, self._external)
 
     def device(self, netlink: Netlink, external: External) -> Link | None:
-        """The device of IPv4's packets."""
+        """The device of IPv4's packets; of IPv6's where there are no others."""
         self._external = external
         self._unsure.update(self.devices)
         return self._ensure(netlink, self._own_devices[0])
 
     def device6(self, netlink: Netlink, external: External) -> Link | None:
-        """The device of IPv6's packets, which may be the same."""
-        carrying = [own for own in self._own_devices if 6 in own.carries]
+        """The device of IPv6's packets beside IPv4's, which may be the same."""
+        carrying = [own for own in self._own_devices if 6 in own.carries and not self._alone6]
         return self._ensure(netlink, carrying[0]) if carrying else None
 
     def _ensure(self, netlink: Netlink, own: Own) -> Link:
@@ -199,7 +200,7 @@ class WireguardBackend(Backend):
     def own(self, facts: Facts) -> tuple[Route, ...]:
         """One route for each whole Network."""
         found = []
-        for version, tunnel in ((4, facts.tunnel), (6, facts.tunnel6)):
+        for version, tunnel in ((4, facts.tunnel), (6, facts.tunnel if self._alone6 else facts.tunnel6)):
             network = self._networks.get(version)
             if network is not None and tunnel is not None:
                 scope, metric = (SCOPE_LINK, 0) if version == 4 else (0, METRIC6)
@@ -263,10 +264,12 @@ class WireguardBackend(Backend):
     def _peer(self, own: Own, lease: Lease) -> Peer | None:
         """The peer that a lease is on one of our devices; None where it has nothing for it. Raises Ignored."""
         attrs = lease.attrs
-        subnets = {4: lease.subnet, 6: lease.subnet6}
-        allowed = frozenset(one for version in own.carries if (one := subnets[version]) is not None)
+        subnets: dict[int, Network | None] = {6: lease.subnet6, lease.subnet.version: lease.subnet}
+        allowed = frozenset(one for version in own.carries if (one := subnets.get(version)) is not None)
         by = own.carries[0] if self._mode == "separate" else self._family(attrs)
-        address, data = (attrs.public_ip, attrs.backend_data) if by == 4 else (attrs.public_ip6, attrs.backend_data6)
+        is_first = by == 4 or self._alone6
+        address = attrs.public_ip if is_first else attrs.public_ip6
+        data = attrs.backend_data if is_first else attrs.backend_data6
         if not allowed or address is None:
             return None
         key, port = read_peer_data(data if data is not None else attrs.backend_data, own.port)

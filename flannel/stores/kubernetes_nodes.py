@@ -207,7 +207,7 @@ def wanted_annotations(attrs: LeaseAttrs, addresses: Addresses, keys: Keys) -> d
     # The others' data are the same for both versions, and upstream publishes no IPv6 of theirs.
     has_data = attrs.backend_type in ("vxlan", "wireguard") and attrs.backend_data6 is not None
     if addresses.v6 is not None and (has_data or attrs.backend_type in ("host-gw", "extension")):
-        wanted[keys.backend_data6] = _text(attrs.backend_type, attrs.backend_data6)
+        wanted[keys.backend_data6] = json.dumps(attrs.backend_data6, separators=(",", ":"))
         wanted[keys.public_ip6] = str(addresses.v6)
     return wanted
 

@@ -158,7 +158,7 @@ def test_host_gw_routes_by_the_peer_s_ipv6_address(node: Node) -> None:
     until(lambda: routes() == wanted[1:], f"what was recorded is gone\n{daemon.log}", HEALS_WITHIN)
 
 
-@pytest.mark.parametrize("kind", ["ipip", "udp", "extension", "alloc"])
+@pytest.mark.parametrize("kind", ["ipip", "udp", "alloc"])
 def test_a_backend_of_ipv4_alone_says_so(kind: str) -> None:
     with pytest.raises(BackendError, match=f"{kind} carries IPv4 alone"):
         make_backend(dual_conf(kind), EXTERNAL)

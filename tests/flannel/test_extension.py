@@ -74,6 +74,69 @@ def test_commands_run_at_start_and_for_each_peer(node: Node) -> None:
     until(lambda: record() == [*started, added, removed], f"what was run: {record()}")
 
 
+SIX = """#!/bin/sh
+read -r data
+echo "$1 [$SUBNET] [$PUBLIC_IP] [$IPV6SUBNET] [$PUBLIC_IPV6] [$data]" >> /run/record
+echo words
+"""
+
+
+@pytest.fixture
+def node6(node: Node, tmp_path: Path) -> Node:
+    script = tmp_path / "six"
+    script.write_text(SIX)
+    script.chmod(0o755)
+    node.run("cp", str(script), "/run/six")
+    for switch in ("all", "default", "eth0", "far", "lo"):
+        node.run("sh", "-c", f"echo 0 > /proc/sys/net/ipv6/conf/{switch}/disable_ipv6", check=False)
+    node.ip("addr add fd50::1/64 dev eth0 nodad")
+    node.ip("-6 route add default via fd50::fe dev eth0")
+    return node
+
+
+COMMANDS6 = {
+    "Type": "extension", "PreStartupCommand": "echo words", "PostStartupCommand": "/run/six post",
+    "SubnetAddCommand": "/run/six add", "SubnetRemoveCommand": "/run/six remove",
+}  # fmt: skip
+
+
+def test_commands_have_both_families_in_dual_stack(node6: Node) -> None:
+    daemon = node6.start("--public-ipv6=2001:db8::1", backend=COMMANDS6, dual=True)
+    own = {"ip": "192.168.50.1", "type": "extension", "data": "words"}
+    assert daemon.published() == {**own, "ip6": "fd50::1", "data6": None}
+    two = {**peer(2, kind="extension"), "subnet6": "fd00:10:244:2::/64", "ip6": "fd50::2", "data": "theirs"}
+    daemon.list(two, peer(3, kind="extension"))
+    post = "post [10.244.1.0/24] [192.168.50.1] [fd00:10:244:1::/64] [fd50::1] []"
+    lease = "[10.244.2.0/24] [192.168.50.2] [fd00:10:244:2::/64] [fd50::2] [theirs]"
+    wanted = [post, f"add {lease}", "add [10.244.3.0/24] [192.168.50.3] [] [] []"]
+
+    def record() -> list[str]:
+        return node6.run("cat", "/run/record").splitlines()
+
+    until(lambda: record() == wanted, f"what was run: {record()}\n{daemon.log}")
+    lease = lease.replace("fd00:10:244:2::", "fd00:10:244:22::")
+    steps = [
+        ({"added": {**two, "subnet6": "fd00:10:244:22::/64"}}, f"add {lease}"),
+        ({"removed": peer(3, kind="extension")}, "remove [10.244.3.0/24] [192.168.50.3] [] [] []"),
+    ]
+    for message, line in steps:
+        daemon.tell(**message)
+        wanted.append(line)
+        until(lambda: record() == wanted, f"{line} after {record()}\n{daemon.log}")
+
+
+def test_commands_have_ipv6_alone(node6: Node) -> None:
+    daemon = node6.start(backend=COMMANDS6, alone6=True)
+    assert daemon.published() == {"ip": "fd50::1", "type": "extension", "data": "words"}
+    daemon.list({"subnet": "fd00:10:244:2::/64", "ip": "fd50::2", "type": "extension", "data": "theirs"})
+    wanted = ["post [] [] [fd00:10:244:1::/64] [fd50::1] []", "add [] [] [fd00:10:244:2::/64] [fd50::2] [theirs]"]
+
+    def record() -> list[str]:
+        return node6.run("cat", "/run/record").splitlines()
+
+    until(lambda: record() == wanted, f"what was run: {record()}\n{daemon.log}")
+
+
 def test_a_command_that_fails_is_told_of(node: Node) -> None:
     refused = node.start(backend={"Type": "extension", "PreStartupCommand": "sh -c"}, ready=False)
     refused.said("PreStartupCommand ended with 2")

@@ -1,7 +1,8 @@
-"""IPv6 without IPv4: what vxlan and host-gw leave in the kernel, leases in Kubernetes, and who refuses it."""
+"""IPv6 without IPv4: what vxlan, host-gw and wireguard leave in the kernel, leases in Kubernetes, who refuses it."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 
 from flannel.backends.base import BackendError
 from flannel.backends.choice import make_backend
+from flannel.backends.wireguard import WireguardBackend
 from flannel.interface import External
+from flannel.kernel.wireguard import Peer
 from flannel.lease import Lease, LeaseAttrs
-from flannel.netconf import parse
+from flannel.netconf import NetConfError, parse
 from flannel.stores.base import StoreError
 from flannel.stores.kubernetes_nodes import (
     Addresses,
@@ -28,6 +31,7 @@ from flannel.stores.kubernetes_nodes import (
     Node as KubeNode,
 )
 from flannel.stores.leasecodec import overlap, why_unusable
+from tests.flannel.backendlab import need_link
 from tests.flannel.corelab import HEALS_WITHIN, Node, until
 
 NETWORK = IPv6Network("fd00:10:244::/56")
@@ -155,9 +159,9 @@ def test_the_interface_is_chosen_by_ipv6(node: Node) -> None:
 EXTERNAL = External(2, "eth0", 1500, IPv6Address("fd50::1"), IPv6Address("fd50::1"))
 
 
-@pytest.mark.parametrize("kind", ["wireguard", "ipip", "udp", "extension", "alloc", "ipsec"])
+@pytest.mark.parametrize("kind", ["ipip", "udp", "alloc", "ipsec"])
 def test_other_backends_say_so(kind: str) -> None:
-    with pytest.raises(BackendError, match=kind):
+    with pytest.raises(BackendError, match=f"{kind} carries IPv4 alone: .*vxlan"):
         make_backend(parse(CONF % kind), EXTERNAL)
 
 
@@ -165,6 +169,89 @@ def test_an_underlay_too_small_is_refused() -> None:
     with pytest.raises(BackendError, match="1279 bytes"):
         make_backend(parse(CONF % "vxlan"), EXTERNAL._replace(mtu=1349))
     make_backend(parse(CONF % "vxlan"), EXTERNAL._replace(mtu=1350))
+    with pytest.raises(BackendError, match="1279 bytes"):
+        make_backend(parse(CONF % "wireguard"), EXTERNAL._replace(mtu=1359))
+    make_backend(parse(CONF % "wireguard"), EXTERNAL._replace(mtu=1360))
+
+
+# -- wireguard ---------------------------------------------------------------------------------------------------------
+
+
+def key_of(number: int) -> bytes:
+    return bytes([number] * 32)
+
+
+def wireguard_peer(number: int, port: int = 51821) -> dict[str, Any]:
+    data = {"PublicKey": base64.b64encode(key_of(number)).decode(), "Port": port}
+    return {**peer(number, "wireguard"), "data": data}
+
+
+def shown_peers(node: Node, device: str) -> list[str]:
+    """`KEY-NUMBER ENDPOINT ALLOWED` of each peer, by wireguard's own tool."""
+    rows = [line.split("\t") for line in node.run("wg", "show", device, "dump", check=False).splitlines()[1:]]
+    return sorted(f"{base64.b64decode(row[0])[0]} {row[2]} {row[3]}" for row in rows)
+
+
+def wireguard_conf(mode: str) -> Any:
+    return parse(CONF.replace('"%s"', f'"wireguard", "Mode": "{mode}"'))
+
+
+@pytest.mark.parametrize(
+    ("mode", "device", "port"), [("separate", "flannel-wg-v6", 51821), ("auto", "flannel-wg", 51820)]
+)
+def test_wireguard_has_one_device_and_speaks_ipv6_with_its_peers(mode: str, device: str, port: int) -> None:
+    backend = make_backend(wireguard_conf(mode), EXTERNAL)
+    assert isinstance(backend, WireguardBackend)
+    assert (backend.devices, backend.mtu) == ((device,), 1420)
+    attrs = backend.attrs()
+    assert (attrs.public_ip, attrs.backend_data["Port"]) == (IPv6Address("fd50::1"), port)
+    assert (attrs.public_ip6, attrs.backend_data6) == (None, None)
+    given = wireguard_peer(2)
+    lease = Lease(IPv6Network(given["subnet"]), LeaseAttrs(IPv6Address(given["ip"]), "wireguard", given["data"]))
+    wanted = backend._wanted_peers({lease.subnet: lease})
+    assert wanted == {device: {key_of(2): Peer(key_of(2), (IPv6Address("fd50::2"), 51821), frozenset({lease.subnet}))}}
+
+
+def test_wireguard_by_ipv4_is_refused() -> None:
+    with pytest.raises(NetConfError, match="Backend.Mode is 'ipv4'"):
+        make_backend(wireguard_conf("ipv4"), EXTERNAL)
+
+
+@pytest.mark.parametrize("mode", ["separate", "ipv6"])
+def test_wireguard_s_device_has_address_route_and_peers(node: Node, mode: str) -> None:
+    need_link(node, "wireguard")
+    device, port = ("flannel-wg-v6", 51821) if mode == "separate" else ("flannel-wg", 51820)
+    backend = {"Type": "wireguard", "Mode": mode}
+    daemon = node.start(backend=backend, alone6=True)
+    published = daemon.published()
+    daemon.list(wireguard_peer(2), wireguard_peer(3, 4711))
+    wanted = ["2 [fd50::2]:51821 fd00:10:244:2::/64", "3 [fd50::3]:4711 fd00:10:244:3::/64"]
+    until(lambda: shown_peers(node, device) == wanted, f"both peers\n{daemon.log}", HEALS_WITHIN)
+    public = node.run("wg", "show", device, "public-key").strip()
+    assert published == {"ip": "fd50::1", "type": "wireguard", "data": {"PublicKey": public, "Port": port}}
+    assert node.run("wg", "show", device, "listen-port").strip() == str(port)
+    assert node.run("wg", "show", "interfaces").split() == [device]
+    assert node.run("cat", "/run/flannel/subnet.env") == (
+        "FLANNEL_IPV6_NETWORK=fd00:10:244::/56\nFLANNEL_IPV6_SUBNET=fd00:10:244:1::1/64\n"
+        "FLANNEL_MTU=1420\nFLANNEL_IPMASQ=false\n"
+    )
+
+    def whole() -> bool:
+        shown = node.ip(f"addr show dev {device}", check=False)
+        route = "fd00:10:244::/56 metric 1024" in node.ip(f"-6 route show dev {device}", check=False)
+        has_address = "inet6 fd00:10:244:1::/128 scope global" in shown and "inet " not in shown
+        return "mtu 1420" in shown and has_address and route and shown_peers(node, device) == wanted
+
+    assert whole(), node.ip(f"addr show dev {device}") + node.ip(f"-6 route show dev {device}")
+    assert node.routes() == []
+    for damage in (f"link del {device}", f"addr del fd00:10:244:1::/128 dev {device}", "route del fd00:10:244::/56"):
+        node.ip(f"-6 {damage}")
+        until(whole, f"everything back after `{damage}`\n{daemon.log}", HEALS_WITHIN)
+    daemon.tell(removed=wireguard_peer(2))
+    until(lambda: shown_peers(node, device) == wanted[1:], "one peer", HEALS_WITHIN)
+    daemon.stop()
+    daemon = node.start(alone6=True)
+    assert not node.link(device)
 
 
 # -- Kubernetes --------------------------------------------------------------------------------------------------------
@@ -185,6 +272,11 @@ def test_annotations_come_back_and_say_nothing_of_ipv4() -> None:
     }
     node = KubeNode("n", "", wanted, {})
     assert published(node, KEYS, 6) == ATTRS
+    data = {"PublicKey": base64.b64encode(key_of(2)).decode(), "Port": 51821}
+    wireguard = LeaseAttrs(IPv6Address("fd50::2"), "wireguard", data)
+    texts = wanted_annotations(wireguard, Addresses(None, IPv6Address("fd50::2")), KEYS)
+    assert texts[KEYS.backend_data6] == f'{{"PublicKey":"{data["PublicKey"]}","Port":51821}}'
+    assert published(KubeNode("n", "", texts, {}), KEYS, 6) == wireguard
     with pytest.raises(ValueError, match="public-ip annotation"):
         published(node, KEYS)
     with pytest.raises(ValueError, match="no public-ipv6"):

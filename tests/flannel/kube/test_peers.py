@@ -197,7 +197,7 @@ def test_dual_stack_needs_both_pod_cidrs(api: Api, make_store: MakeStore, conf_b
 
 @pytest.mark.parametrize(
     ("kind", "data6", "wanted"),
-    [("host-gw", None, "null"), ("vxlan", None, None), ("ipip", None, None), ("extension", "x", '"x"')],
+    [("host-gw", None, "null"), ("vxlan", None, None), ("ipip", None, None), ("extension", None, "null")],
 )
 def test_which_backends_publish_ipv6(kind: str, data6: Any, wanted: str | None) -> None:
     """flannel-behaviour.md, 4.1.10."""
