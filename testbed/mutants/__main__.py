@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -39,12 +40,14 @@ Run = tuple[str, tuple[tuple[str, str], ...]]
 @click.option("--full", is_flag=True, help="run the smoke part under each, to see that no other row fails")
 @click.option("--name", default="mutants", show_default=True, help="the lab's name")
 @click.option("--reports", type=click.Path(path_type=Path), default=Path("reports/mutants"), show_default=True)
+@click.option("--file", type=click.Path(path_type=Path), help="other mutations than those of suites; not noted")
 @click.option("--proofs/--no-proofs", default=True, help="write suites/proven.yaml")
 def main(
-    only: str, backends: tuple[str, ...], each: bool, smoke: bool, full: bool, name: str, reports: Path, proofs: bool
-) -> int:
+    only: str, backends: tuple[str, ...], each: bool, smoke: bool, full: bool, name: str, reports: Path,
+    file: Path | None, proofs: bool,
+) -> int:  # fmt: skip
     """Prove that the checks can fail."""
-    mutations = chosen(load_mutations().values(), only, smoke=smoke)
+    mutations = chosen(load_mutations(file).values(), only, smoke=smoke)
     runs = runs_of(mutations, [normalise(backend) for backend in backends], every=each)
     if not runs:
         raise InputError("no mutation is left to make", hint="--only, --backend and --smoke choose among them")
@@ -56,7 +59,7 @@ def main(
     report(found, reports)
     stands = {proof.mutation for proof in found if proof.stands}
     refuted = {proof.row for proof in found if proof.outcome in ("survived", "other")}
-    if proofs:
+    if proofs and file is None:
         write_proven([one for one in mutations if one.id in stands and one.row not in refuted], refuted)
     return int(Exit.HELD if all(proof.stands for proof in found) else Exit.FAILED)
 
@@ -125,6 +128,9 @@ def report(proofs: Sequence[Proof], folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)  # the lab is removed, as by Ctrl-C
     try:
         code = main.main(standalone_mode=False)
     except TestbedError as error:

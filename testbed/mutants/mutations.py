@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from testbed.checks import implemented, load_catalogue
 from testbed.data import folder
@@ -42,7 +43,16 @@ def _words(value: Any) -> Any:
     return shlex.split(value) if isinstance(value, str) else value
 
 
-Command = Annotated[list[str], BeforeValidator(_words)]
+def _allowed(argv: list[str]) -> list[str]:
+    if not argv or argv[0] not in PROGRAMS:
+        raise ValueError(f"{' '.join(argv)!r} calls none of {', '.join(PROGRAMS)}")
+    unknown = {name for word in argv for name in _BRACES.findall(word)} - NAMES
+    if unknown:
+        raise ValueError(f"{' '.join(argv)!r} has {{{', '.join(sorted(unknown))}}}, which stands for nothing")
+    return argv
+
+
+Command = Annotated[list[str], BeforeValidator(_words), AfterValidator(_allowed)]
 """Words of a command; written as one line, which no shell sees."""
 
 
@@ -53,16 +63,13 @@ class _Model(BaseModel):
 class Replacement(_Model):
     """A function of the bundled flannel, and what stands in its place: `text` defines `mutant(original, …)`."""
 
-    module: str = Field(pattern=r"flannel(\.\w+)+")
+    module: str = Field(pattern=r"^flannel(\.\w+)+$")
     function: str
     text: str
 
     @model_validator(mode="after")
     def _is_there(self) -> Replacement:
-        path = folder("flannel").parent.joinpath(*self.module.split(".")).with_suffix(".py")
-        if not path.is_file():
-            raise ValueError(f"there is no module {self.module}")
-        if self.function not in _functions(ast.parse(path.read_text(encoding="utf-8"))):
+        if self.function not in _functions_of(self.module):
             raise ValueError(f"{self.module} has no function {self.function}")
         try:
             defined = _functions(ast.parse(self.text))
@@ -71,6 +78,14 @@ class Replacement(_Model):
         if "mutant" not in defined:
             raise ValueError("text does not define `mutant`")
         return self
+
+
+@cache
+def _functions_of(module: str) -> set[str]:
+    path = folder("flannel").parent.joinpath(*module.split(".")).with_suffix(".py")
+    if not path.is_file():
+        raise ValueError(f"there is no module {module}")
+    return _functions(ast.parse(path.read_text(encoding="utf-8")))
 
 
 def _functions(tree: ast.Module) -> set[str]:
@@ -91,7 +106,7 @@ class Mutation(_Model):
     and source; `also` names the rows that may fail as well.  `run` holds options of the run that the row needs.
     """
 
-    id: str = Field(pattern=r"[a-z0-9]+(-[a-z0-9]+)*")
+    id: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
     row: str
     backends: list[str] = []
     run: dict[Literal["net-conf", "store", "rules"], str] = {}
@@ -115,20 +130,11 @@ class Mutation(_Model):
             raise ValueError("neither undo nor heals says how it is put right")
         if not self.do and (self.heals or self.held):
             raise ValueError("heals and held are about do")
-        for argv in (*self.do, *self.undo):
-            self._check_words(argv)
         try:
             re.compile(self.assertion)
         except re.error as error:
             raise ValueError(f"assertion is no pattern: {error}") from None
         return self
-
-    def _check_words(self, argv: list[str]) -> None:
-        if not argv or argv[0] not in PROGRAMS:
-            raise ValueError(f"{' '.join(argv)!r} calls none of {', '.join(PROGRAMS)}")
-        unknown = {name for word in argv for name in _BRACES.findall(word)} - NAMES
-        if unknown:
-            raise ValueError(f"{' '.join(argv)!r} has {{{', '.join(sorted(unknown))}}}, which stands for nothing")
 
     @property
     def acts_on(self) -> tuple[str, ...]:
@@ -158,8 +164,9 @@ def load_mutations(path: Path | None = None) -> Mapping[str, Mutation]:
     except ValidationError as error:
         details = error.errors(include_url=False)
         raise InputError(faults=[document.fault(tuple(one["loc"]), _what(one)) for one in details]) from None
+    checks = implemented()
     for number, mutation in enumerate(content.mutations):
-        faults += _strangers(document, number, mutation)
+        faults += _strangers(document, number, mutation, checks)
         if mutation.id in found:
             faults.append(document.fault(("mutations", number, "id"), f"{mutation.id} is there twice"))
         found[mutation.id] = mutation
@@ -172,9 +179,9 @@ def _what(detail: Any) -> str:
     return str(detail["msg"]).removeprefix("Value error, ")
 
 
-def _strangers(document: Document, number: int, mutation: Mutation) -> list[Fault]:
+def _strangers(document: Document, number: int, mutation: Mutation, checks: Container[str]) -> list[Fault]:
     """What a mutation names that is not there."""
-    rows, checks = load_catalogue(), implemented()
+    rows = load_catalogue()
     place = ("mutations", number)
     faults = []
     if mutation.row not in checks:

@@ -48,7 +48,7 @@ def proven_rows() -> frozenset[str]:
         mutations = load_mutations() if proofs else {}
     except InputError as error:
         raise LabError(str(error)) from error
-    rows = implemented()
+    rows = _checks()
     return frozenset(
         row
         for row, proof in proofs.items()
@@ -82,11 +82,8 @@ def hash_of(mutation: Mutation) -> str:
 @cache
 def _check_source(row: str) -> list[str]:
     """The check as a syntax tree, so that comments and the form of lines do not count, and what it names."""
-    file, _, function = implemented()[row].partition("::")
-    tree = ast.parse((folder("suites") / file).read_text(encoding="utf-8"))
-    defined: dict[str, ast.stmt] = {}
-    for node in tree.body:
-        defined |= dict.fromkeys(_defines(node), node)
+    file, _, function = _checks()[row].partition("::")
+    defined = _definitions(folder("suites") / file)
     wanted, seen = [function], list[str]()
     while wanted:
         name = wanted.pop()
@@ -95,6 +92,19 @@ def _check_source(row: str) -> list[str]:
         seen.append(name)
         wanted += [node.id for node in ast.walk(defined[name]) if isinstance(node, ast.Name)]
     return [ast.dump(defined[name]) for name in sorted(seen)]
+
+
+@cache
+def _checks() -> Mapping[str, str]:
+    return implemented()
+
+
+@cache
+def _definitions(path: Path) -> Mapping[str, ast.stmt]:
+    defined: dict[str, ast.stmt] = {}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        defined |= dict.fromkeys(_defines(node), node)
+    return defined
 
 
 def _defines(node: ast.stmt) -> list[str]:
