@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from flannel import log
 from flannel.backends.base import NOTHING, Backend, BackendError, Facts, Ignored, Wants
 from flannel.changes import Changes
-from flannel.holders import Holders, keys_of
+from flannel.holders import Ground, Holders, keys_of, span
 from flannel.interface import External, InterfaceError
 from flannel.kernel import rtnl
 from flannel.kernel.monitor import Change
@@ -78,6 +78,7 @@ class Reconciler:
         self._known = KnownLeases(own, grace, clock, self._leftovers)
         self._applied: dict[Network, Wants] = {}
         self._holders = Holders()
+        self._ground = Ground()
         self._own_routes: tuple[Route, ...] = ()
         self._full_at = _NEVER
         self._retry_at = _NEVER
@@ -85,9 +86,8 @@ class Reconciler:
         self._failing: dict[Network, str] = {}
         self._complaint = ""
         self._ignored: dict[Network, str] = {}
-        # Addresses that no peer can have, and why; and who says to have one all the same.
+        # Addresses that no peer can have, and why.
         self._no_peers: dict[IPv4Address | IPv6Address, str] = {}
-        self._refused: set[Network] = set()
         self.compare_soon(0)
 
     # -- what happened ---------------------------------------------------------------------------------------------
@@ -250,6 +250,7 @@ class Reconciler:
         order = self._incumbents_first()
         self._applied.clear()
         self._holders.clear()
+        self._ground.clear()
         everything = Changes()
         for subnet in order:
             wanted = self._wants(subnet)
@@ -353,51 +354,52 @@ class Reconciler:
         lease = self._known.leases.get(subnet)
         if lease is None:
             self._ignored.pop(subnet, None)
-            self._refused.discard(subnet)
+            self._known.dirty |= self._ground.give_back(subnet)
             return NOTHING
         try:
-            self._refuse(lease)
+            ground = self._refuse(lease)
             wanted = self._backend.wants(lease, self._facts)
             self._refuse_taken(subnet, wanted)
-            return wanted
         except Exception as error:  # noqa: BLE001 - what nobody foresaw of one lease must not cost the others
             reason = str(error) if isinstance(error, Ignored) else log.place_of(error)
             text = f"ignoring the lease of {subnet} from {lease.attrs.public_ip}: {reason}"
             if self._ignored.get(subnet) != text:
                 log.warning(text)
             self._ignored[subnet] = text
+            self._known.dirty |= self._ground.give_back(subnet)
             return NOTHING
+        self._ignored.pop(subnet, None)
+        self._known.dirty |= self._ground.take(subnet, ground)
+        return wanted
 
     def _incumbents_first(self) -> list[Network]:
         """The leases in the order in which they have a right to what two of them contest."""
-        held = self._holders.contested()
+        held = {*self._holders.contested(), *self._ground.contested()}
         if not held:
             return list(self._known.leases)
         return sorted(self._known.leases, key=lambda subnet: subnet not in held)
 
-    def _refuse(self, lease: Lease) -> None:
-        """Refuse what no backend may use, whatever the store let through. Raises Ignored."""
-        self._refused.add(lease.subnet)
+    def _refuse(self, lease: Lease) -> tuple[Network, ...]:
+        """Refuse what no backend may use, whatever the store let through; return its subnets. Raises Ignored."""
         for address in (lease.attrs.public_ip, lease.attrs.public_ip6):
             if address in self._no_peers:
                 raise Ignored(f"its address {address} is {self._no_peers[address]}")
-        if _overlap(lease.subnet, self._own):
-            raise Ignored(f"its subnet overlaps this node's own, {self._own}")
-        base = (lease.subnet.version, int(lease.subnet.network_address))
-        holder = self._holders.of(base)
-        if holder not in (None, lease.subnet):
-            self._holders.wait_for(base, lease.subnet)
-            raise Ignored(f"its subnet begins as {holder} does, which another node has")
-        self._refused.discard(lease.subnet)
+        subnets: tuple[Network, ...] = (lease.subnet,)
+        if lease.subnet6 is not None and 6 in self._networks:
+            subnets += (lease.subnet6,)
+        for one in subnets:
+            for own in self._own_subnets:
+                if _overlap(one, own):
+                    raise Ignored(f"its subnet {one} overlaps this node's own, {own}")
+        for one in subnets:
+            others = self._ground.in_the_way(one, lease.subnet)
+            if others:
+                self._ground.wait_for(others, lease.subnet)
+                raise Ignored(f"its subnet {one} overlaps that of the lease of {others[-1]}, which another node has")
+        return subnets
 
     def _refuse_taken(self, subnet: Network, wanted: Wants) -> None:
         """Refuse what would lead another lease's packets elsewhere. Raises Ignored."""
-        for route in wanted.routes:
-            base = (route.version, route.dst)
-            holder = self._holders.of(base)
-            if holder not in (None, subnet):
-                self._holders.wait_for(base, subnet)
-                raise Ignored(f"its subnet {rtnl.network_of(route)} begins as one of {holder}'s node does")
         for entry in wanted.fdb:
             holder = self._holders.of(entry.mac)
             # A node may have two subnets: then the entry is the same.
@@ -406,8 +408,8 @@ class Reconciler:
                 raise Ignored(f"its MAC address {entry.mac.hex(':')} is that of {holder}'s node")
 
     def _usable(self) -> dict[Network, Lease]:
-        leases, refused = self._known.leases, self._refused
-        return {subnet: lease for subnet, lease in leases.items() if subnet not in refused} if refused else leases
+        leases, ignored = self._known.leases, self._ignored
+        return {subnet: lease for subnet, lease in leases.items() if subnet not in ignored} if ignored else leases
 
     def _note_applied(self, subnet: Network, wanted: Wants) -> None:
         before = self._applied.pop(subnet, NOTHING)
@@ -561,8 +563,10 @@ def _nobodys(
 
 def _overlap(one: Network, other: Network) -> bool:
     """As ipaddress says, but in numbers: there may be thousands of leases."""
-    mask = int(one.netmask) & int(other.netmask)
-    return not (int(one.network_address) ^ int(other.network_address)) & mask
+    if one.version != other.version:
+        return False
+    (first, last), (others_first, others_last) = span(one), span(other)
+    return first <= others_last and others_first <= last
 
 
 def _shown(external: External) -> str:

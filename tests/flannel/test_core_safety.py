@@ -262,7 +262,8 @@ def test_a_lease_that_begins_as_anothers_does_takes_its_place_only_when_that_goe
     settled(node, 2, 3)
     second = {**peer(66), "subnet": "10.244.2.0/25"}
     daemon.tell(added=second)
-    daemon.said("ignoring the lease of 10.244.2.0/25 from 192.168.50.66: its subnet begins as 10.244.2.0/24 does")
+    daemon.said("ignoring the lease of 10.244.2.0/25 from 192.168.50.66: its subnet 10.244.2.0/25 overlaps that of")
+    daemon.said("the lease of 10.244.2.0/24, which another node has")
     settled(node, 2, 3)
     node.ip("link set flannel.1 down")  # everything is compared, and the first one keeps its place
     settled(node, 2, 3)
@@ -272,6 +273,32 @@ def test_a_lease_that_begins_as_anothers_does_takes_its_place_only_when_that_goe
     until(lambda: "10.244.2.0 02:aa:bb:cc:dd:42" in node.neighbours(), "its turn has come", HEALS_WITHIN)
     daemon.tell(removed=second)
     settled(node, 3)
+
+
+@pytest.mark.parametrize("backend", [{"Type": "vxlan"}, HOST_GW, {"Type": "vxlan", "DirectRouting": True}])
+@pytest.mark.parametrize("subnet", ["10.244.2.128/25", "10.244.2.0/25", "10.244.2.7/32", "10.244.2.0/23"])
+def test_a_subnet_inside_or_around_anothers_takes_none_of_its_packets(
+    node: Node, backend: dict[str, object], subnet: str
+) -> None:
+    """The longer prefix would win, or the shorter one what the other node's route leaves when it is repaired."""
+    kind = str(backend["Type"])
+    daemon = node.start(backend=backend)
+    daemon.list(peer(2, kind=kind), peer(4, kind=kind))
+    until(lambda: len(node.routes()) == 2, "the peers' routes", HEALS_WITHIN)
+    before = node.ip("-4 route show table all"), node.neighbours(), node.fdb()
+    hostile = {**peer(66, kind=kind), "subnet": subnet}
+    daemon.tell(added=hostile)
+    daemon.said(f"ignoring the lease of {subnet} from 192.168.50.66: its subnet {subnet} overlaps that of the lease of")
+    daemon.list(peer(2, kind=kind), peer(4, kind=kind), hostile)
+    daemon.tell(added=peer(5, kind=kind))
+    until(lambda: len(node.routes()) == 3, "the next lease is not held up", HEALS_WITHIN)
+    daemon.tell(removed=peer(5, kind=kind))
+    until(lambda: len(node.routes()) == 2, "the next lease is gone", HEALS_WITHIN)
+    assert (node.ip("-4 route show table all"), node.neighbours(), node.fdb()) == before
+    daemon.tell(removed=peer(2, kind=kind))
+    shown = subnet.removesuffix("/32")
+    until(lambda: any(route.split()[0] == shown for route in node.routes()), "its turn has come", HEALS_WITHIN)
+    assert daemon.log.count("ignoring") == 1
 
 
 def test_a_mac_address_that_another_node_has_takes_none_of_its_packets(node: Node) -> None:

@@ -267,7 +267,7 @@ def test_an_ipv6_subnet_that_another_node_has_stays_its_own(node: Node) -> None:
     until(lambda: programmed6(node, 2, 3), "both peers", HEALS_WITHIN)
     before = node.ip("-6 neigh show dev flannel-v6.1 nud permanent")
     daemon.tell(added={**dual(66), "subnet6": dual(2)["subnet6"]})
-    daemon.said("ignoring the lease of 10.244.66.0/24 from 192.168.50.66: its subnet fd00:10:244:2::/64 begins as")
+    daemon.said("ignoring the lease of 10.244.66.0/24 from 192.168.50.66: its subnet fd00:10:244:2::/64 overlaps")
     daemon.tell(added=dual(4))
     until(lambda: programmed6(node, 2, 3, 4), "the next peer", HEALS_WITHIN)
     assert before.splitlines()[0] in node.ip("-6 neigh show dev flannel-v6.1 nud permanent")

@@ -51,6 +51,7 @@ GOOD_MAC = "02:00:00:00:00:66"
         pytest.param("10.244.0.0-16", "10.0.0.66", GOOD_MAC, id="the whole Network"),
         pytest.param("10.240.0.0-12", "10.0.0.66", GOOD_MAC, id="more than the Network"),
         pytest.param("{own}-25", "10.0.0.66", GOOD_MAC, id="part of ours"),
+        pytest.param("{peers}-25", "10.0.0.66", GOOD_MAC, id="part of a peer's"),
         pytest.param("10.244.200.0-24", "{me}", GOOD_MAC, id="our own address"),
         pytest.param("10.244.200.0-24", "10.0.0.255", GOOD_MAC, id="our link's broadcast address"),
         pytest.param("10.244.200.0-24", "127.0.0.1", GOOD_MAC, id="loopback"),
@@ -73,6 +74,7 @@ def test_a_hostile_lease_is_refused_by_name_and_touches_nothing(
         pytest.skip(f"{kind} uses no MAC")
     victim = cluster.members[1]
     facts = {"own": cluster.pod_cidr(victim.name).network_address, "me": victim.spec.ip}
+    facts["peers"] = cluster.pod_cidr(cluster.members[0].name).network_address + 128
     name = subnet.format(**facts)
     value: dict[str, Any] = {"PublicIP": ip.format(**facts)}
     if kind != "udp":
