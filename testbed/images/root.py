@@ -48,6 +48,8 @@ if [ -e /etc/frr/frr.conf ]; then
         [ -z "$missing" ] && break
         sleep 0.02
     done
+    # zebra may miss an address that is set while it starts; whoever sets them by hand leaves no such file.
+    for _ in {1..100}; do [ -e /run/wired ] && break; sleep 0.02; done
     begin zebra /run/frr/zserv.api
     begin bgpd /run/frr/bgpd.vty
 fi

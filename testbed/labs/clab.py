@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ from testbed.clab.program import find_containerlab
 from testbed.engine.find import Engine, find_engine
 from testbed.errors import LabBusyError, LabError
 from testbed.images import store
-from testbed.labs import Progress, Quiet, residents, restart, state
+from testbed.labs import Progress, Quiet, inside, interpreter, residents, restart, state
 from testbed.labs.farnode import FarNode
 from testbed.labs.faults import LinkFaults, fault, require_features
 from testbed.labs.netns import ENVIRONMENT, NetnsNode
@@ -322,15 +323,31 @@ def _plan(spec: LabSpec, name: str) -> dict[str, Any]:
 
 def _wire(lab: ClabLab) -> None:
     """Give every machine its addresses, settings and files, and compare what came out with the model."""
-
-    def wire(name: str) -> dict[str, Any]:
-        return restart.wire_node(lab.node(name), _plan(lab.spec, name))
-
     names = [node.name for node in lab.spec.nodes]
-    facts = dict(zip(names, each(wire, names), strict=True))
+    if lab.engine.local:
+        facts = _wire_by_pids(lab, {name: {"pid": lab.node(name).pid, "plan": _plan(lab.spec, name)} for name in names})
+    else:
+        answers = each(lambda name: restart.wire_node(lab.node(name), _plan(lab.spec, name)), names)
+        facts = dict(zip(names, answers, strict=True))
     faults = wiring_faults(lab.spec, facts)
     if faults:
         raise LabError("the lab is not wired as described:\n  " + "\n  ".join(faults), where=lab.spec.id)
+
+
+def _wire_by_pids(lab: ClabLab, machines: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Wire all machines by one program, which costs a fraction of one in each."""
+    way = lab.engine.private.entering() if lab.engine.private else ()
+    argv = [*way, interpreter(), "-I", "-S", "-c", inside.program(*inside.WIRE_ALL)]
+    done = subprocess.run(
+        argv, input=json.dumps(machines), capture_output=True, text=True, env=ENVIRONMENT, check=False
+    )
+    if done.returncode:
+        raise LabError(f"the machines cannot be wired: {done.stderr.strip()[-500:]}", where=lab.spec.id)
+    answers: dict[str, dict[str, Any]] = json.loads(done.stdout)
+    for name, answer in answers.items():
+        if "error" in answer:
+            raise LabError(f"{name} cannot be wired: {answer['error']}", where=lab.spec.id)
+    return answers
 
 
 def _remove(engine: Engine, spec: LabSpec) -> None:

@@ -15,6 +15,9 @@ BOX = ("root", "node", "box")
 WIRE = ("root", "node")
 """The modules of the program that wires one machine that somebody else made."""
 
+WIRE_ALL = ("root", "node", "wireall")
+"""The modules of the program that wires many such machines at once, from where their pids are known."""
+
 _LOAD = """\
 import sys, types
 

@@ -198,15 +198,20 @@ def send(number: int, answer: dict[str, Any]) -> None:
 
 def main() -> None:
     """Wire one machine that somebody else made, a container, from inside; its plan is on standard input."""
-    node = json.load(sys.stdin)
     try:
-        for path, text in node["files"].items():
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            write(path, text)
-        set_sysctls(node["sysctls"])
-        facts = node_facts(node)
-        if node["daemons"]:
-            start_daemons(node, node["frr_folder"])
-        send(1, facts)
+        send(1, wire(json.load(sys.stdin)))
     except OSError as error:
         send(1, {"error": describe(error)})
+
+
+def wire(node: dict[str, Any]) -> dict[str, Any]:
+    """Give this machine what its plan says; returns what came out."""
+    for path, text in node["files"].items():
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        write(path, text)
+    set_sysctls(node["sysctls"])
+    facts = node_facts(node)
+    write("/run/wired", "")  # for a first process that waits for it
+    if node["daemons"]:
+        start_daemons(node, node["frr_folder"])
+    return facts
