@@ -92,13 +92,18 @@ class Proxy:
         self._bursts = offload and _knows(sock, _UDP_SEGMENT)
         self._receives_bursts = offload and _sets(sock, _UDP_GRO)
 
+    def change_socket(self, sock: socket.socket) -> None:
+        """Go on with another socket: both directions take it up with the next packet."""
+        self.sock = sock
+        self._receives_bursts = self._offload and _sets(sock, _UDP_GRO)
+
     def send_out(self) -> None:
         """Carry packets from the TUN device to peers, until the device is gone (OSError)."""
         header, packet = bytearray(VNET.size), bytearray(_LARGEST)
         view = memoryview(packet)
         buffers = [header, packet] if self._offload else [packet]
         before = VNET.size if self._offload else 0
-        tun, sendto, readv = self.tun, self.sock.sendto, os.readv
+        tun, readv = self.tun, os.readv
         while True:
             length = readv(tun, buffers) - before
             if length < SMALLEST or packet[0] >> 4 != 4:
@@ -116,7 +121,7 @@ class Proxy:
                     for burst in cut(header, packet, length):
                         self._send_burst(burst, peer)
                 elif finish_checksum(header, packet, length):
-                    sendto(view[:length], peer)
+                    self.sock.sendto(view[:length], peer)
             except OSError:
                 pass  # the network's loss: no route, or a full queue; the sender's protocol deals with it
 
