@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import os
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Address, IPv6Network
@@ -190,12 +191,11 @@ class WireguardBackend(Backend):
         """No routes of its own: that a peer has this subnet is said to the device, by `update`."""
         if lease.attrs.backend_type != self.name:
             raise Ignored(f"its backend is {lease.attrs.backend_type or 'udp or none'!r}, not wireguard")
-        if self._key_of(lease.attrs.backend_data) == self._public:
+        if read_peer_data(lease.attrs.backend_data, 0)[0] == self._public:
             raise Ignored("its public key is this node's own")
+        for own in self._own_devices:
+            self._peer(own, lease)
         return NOTHING
-
-    def _key_of(self, data: Any) -> bytes:
-        return read_peer_data(data, 0)[0]
 
     def own(self, facts: Facts) -> tuple[Route, ...]:
         """One route for each whole Network."""
@@ -244,6 +244,7 @@ class WireguardBackend(Backend):
     def _wanted_peers(self, leases: Mapping[Network, Lease]) -> dict[str, dict[bytes, Peer]]:
         wanted: dict[str, dict[bytes, Peer]] = {own.name: {} for own in self._own_devices}
         holders: dict[bytes, Network] = {}
+        told, self._told = self._told, {}
         for subnet, lease in leases.items():
             if lease.attrs.backend_type != self.name:
                 continue
@@ -256,7 +257,7 @@ class WireguardBackend(Backend):
                         raise Ignored(f"its public key is that of {holders[peer.key]}")
                     wanted[own.name][peer.key] = peer
             except Ignored as reason:
-                if self._told.get(subnet) != str(reason):
+                if told.get(subnet) != str(reason):
                     log.warning(f"ignoring the lease of {subnet} from {lease.attrs.public_ip}: {reason}")
                 self._told[subnet] = str(reason)
         return wanted
@@ -343,13 +344,15 @@ def load_private_key(path: str) -> bytes:
     except (OSError, NetConfError) as error:
         raise BackendError(f"cannot use the private key {path}: {error}") from None
     key = _clamped(os.urandom(KEY_BYTES))
+    temporary = f"{path}.{os.urandom(4).hex()}"
     try:
         os.makedirs(os.path.dirname(path) or ".", mode=0o755, exist_ok=True)
-        temporary = f"{path}.{os.urandom(4).hex()}"
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400), "wb") as output:
             output.write(base64.b64encode(key))
         os.rename(temporary, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
         raise BackendError(f"cannot write the private key {path}: {error.strerror}") from None
     return key
 

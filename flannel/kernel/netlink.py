@@ -14,10 +14,10 @@ NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
 
 F_REQUEST, F_ACK, F_DUMP = 0x1, 0x4, 0x300
-F_REPLACE, F_EXCL, F_CREATE, F_APPEND = 0x100, 0x200, 0x400, 0x800
+F_REPLACE, F_EXCL, F_CREATE = 0x100, 0x200, 0x400
 F_DUMP_INTERRUPTED = 0x10
 
-_MSG_ERROR, _MSG_DONE, _MSG_OVERRUN = 2, 3, 4
+_MSG_ERROR, _MSG_DONE = 2, 3
 #: By how many bytes a length is past a multiple of four.
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
 _HEADER = struct.Struct("=IHHII")

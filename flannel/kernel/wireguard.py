@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 import sys
@@ -19,7 +20,7 @@ _GENERIC = struct.Struct("=BBxx")
 _GET_DEVICE, _SET_DEVICE, _VERSION = 0, 1, 1
 _NESTED = 0x8000
 # WGDEVICE_A_*
-_IFNAME, _PRIVATE_KEY, _PUBLIC_KEY, _FLAGS, _LISTEN_PORT, _PEERS = 2, 3, 4, 5, 6, 8
+_IFNAME, _PRIVATE_KEY, _PUBLIC_KEY, _LISTEN_PORT, _PEERS = 2, 3, 4, 6, 8
 # WGPEER_A_*
 _PEER_KEY, _PSK, _PEER_FLAGS, _ENDPOINT, _KEEPALIVE, _ALLOWED_IPS = 1, 2, 3, 4, 5, 9
 _REMOVE_ME, _REPLACE_ALLOWED_IPS = 1, 2
@@ -161,11 +162,13 @@ class Wireguard:
         self._family = _U16.unpack(attributes(payload, _GENERIC.size)[_FAMILY_ID])[0]
 
     def get(self, name: str) -> Device | None:
-        """A device; None where there is none of that name."""
+        """A device; None where no WireGuard device has that name. Raises NetlinkError."""
         body = _GENERIC.pack(_GET_DEVICE, _VERSION) + attribute(_IFNAME, name.encode() + b"\0")
         try:
             return read_device(self._netlink.dump(self._family, body))
-        except NetlinkError:
+        except NetlinkError as error:
+            if error.errno not in (errno.ENODEV, errno.EOPNOTSUPP):
+                raise
             return None
 
     def configure(self, name: str, private_key: bytes, port: int) -> None:

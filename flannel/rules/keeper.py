@@ -93,7 +93,8 @@ class Keeper:
             self._watch = nftables.RuleWatch()
             self._netlink = Netlink(NETLINK_NETFILTER)
         except OSError as error:
-            log.warning(f"cannot be told of changed rules ({error}); looking at them every {self._resync} s")
+            then = f"looking at them every {self._resync} s" if self._resync > 0 else "not looking at them again"
+            log.warning(f"cannot be told of changed rules ({error}); {then}")
 
     # -- keep ----------------------------------------------------------------------------------------------------------
 

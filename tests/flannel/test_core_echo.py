@@ -96,3 +96,15 @@ def test_the_echo_of_our_own_rules_is_no_reason_to_look(
     keeper.note_generation()
     keeper.wrote(written)
     assert keeper._may_have_changed(True) is looks
+
+
+@pytest.mark.parametrize(("resync", "said"), [(5, "looking at them every 5 s"), (0, "not looking at them again")])
+def test_want_of_notifications_is_told_with_what_is_done_then(
+    resync: int, said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        raise OSError(1, "not permitted")
+
+    monkeypatch.setattr("flannel.kernel.nftables.RuleWatch", refuse)
+    Keeper(resync).subscribe()
+    assert said in capfd.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from flannel.backends.wireguard import (
     read_peer_data,
 )
 from flannel.kernel import wireguard
-from flannel.kernel.netlink import attribute
+from flannel.kernel.netlink import NetlinkError, attribute
 from flannel.kernel.rtnl import METRIC6, SCOPE_LINK, Route
 from flannel.kernel.wireguard import Peer
 from flannel.lease import Lease, LeaseAttrs
@@ -278,6 +279,49 @@ def test_peers_go_with_their_lease_and_leftovers_with_evidence() -> None:
     assert update(3, may_remove=True) == {3}
     assert kernel.writes == writes
     assert Own("flannel-wg", (4,), 51820) == backend._own_devices[0]
+
+
+def test_a_lease_that_cannot_be_used_is_told_once_and_again_when_it_is_back(capfd: pytest.CaptureFixture[str]) -> None:
+    backend = WireguardBackend(dual_conf(), DUAL)
+    backend._wireguard = Recording()  # type: ignore[assignment]
+    backend._public = key_of(99)
+    half = lease_of(3, ip6="fd50::3")
+    half = half._replace(attrs=half.attrs._replace(backend_data6={"PublicKey": "nothing"}))
+    with pytest.raises(Ignored, match="its data holds no usable PublicKey"):  # which the reconciler tells
+        backend.wants(half, facts())
+    thief = Lease(IPv4Network("10.244.7.0/24"), lease_of(2).attrs)
+
+    def told_of(*leases: Lease) -> int:
+        backend.update({lease.subnet: lease for lease in leases}, True)
+        return capfd.readouterr().err.count("ignoring the lease of 10.244.7.0/24")
+
+    assert [told_of(lease_of(2), thief), told_of(lease_of(2), thief)] == [1, 0]
+    assert [told_of(lease_of(2)), told_of(lease_of(2), thief)] == [0, 1]
+
+
+@pytest.mark.parametrize("code", [errno.ENODEV, errno.EOPNOTSUPP, errno.EPERM, errno.ENOMEM])
+def test_a_device_that_cannot_be_read_is_not_taken_for_none(code: int) -> None:
+    class Refusing:
+        def dump(self, kind: int, body: bytes) -> list[bytes]:
+            raise NetlinkError(code, os.strerror(code))
+
+    asked = object.__new__(wireguard.Wireguard)
+    asked._netlink, asked._family = Refusing(), 1  # type: ignore[assignment]
+    if code in (errno.ENODEV, errno.EOPNOTSUPP):  # nothing of that name, or something else
+        assert asked.get("flannel-wg") is None
+    else:
+        with pytest.raises(NetlinkError):
+            asked.get("flannel-wg")
+
+
+def test_a_key_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(before: str, after: str) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(BackendError, match="cannot write the private key .*: no space"):
+        load_private_key(str(tmp_path / "key"))
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- the kernel --------------------------------------------------------------------------------------------------------
