@@ -18,6 +18,7 @@ from flannel.netconf import NetConf
 from flannel.stores.base import Event, LeaseLost, Renewed, Snapshot, StoreDown, StoreError
 from flannel.stores.etcd_client import TlsFiles, parse_endpoint
 from flannel.stores.leasecodec import lease_value
+from tests.flannel.waiting import until
 
 if TYPE_CHECKING:
     from tests.flannel.conftest import Certificates, Etcd
@@ -175,7 +176,7 @@ def test_a_watch_that_ends_when_its_token_is_dead(
     make_etcd: MakeEtcd, make_store: MakeStore, conf: NetConf, attrs_of: Attrs
 ) -> None:
     """etcd answers a watch with a dead token by "permission denied"."""
-    etcd = make_etcd(extra=["--auth-token-ttl", "1"])
+    etcd = make_etcd(extra=["--auth-token-ttl", "1", "--logger", "zap"])
     etcd.enable_auth("flannel", "secret")
     with _Door(etcd.port) as door:
         endpoints = [f"http://127.0.0.1:{door.port}", etcd.url]
@@ -184,7 +185,8 @@ def test_a_watch_that_ends_when_its_token_is_dead(
         store.watch(seen.post)
         seen.wait(Snapshot)
         first = store._client._token
-        time.sleep(3.5)  # the tokens' own clock, which cannot be asked
+        log = etcd.folder / "etcd.log"  # by zap it tells of dead tokens; asking with one would keep it alive
+        until(lambda: first in log.read_text(), "etcd has forgotten the token")
         door.shut()
         seen.wait(StoreDown)
         seen.wait(Snapshot, 2)
