@@ -73,6 +73,10 @@ EVERYWHERE = Counter(
 )
 
 
+#: Both paths of the first rows and of V6-13: racks have nodes of one subnet and of two.
+WIREGUARD_ALONE = EVERYWHERE + Counter({"V6-01": 1, "V6-02": 1, "V6-13": 1, "V6-17": 1})
+
+
 def test_host_gw_routes_both_families(tmp_path: Path) -> None:
     assert held(tmp_path, "host_gw") == EVERYWHERE + Counter({"V6-09": 1, "V6-12": 1})
 
@@ -91,6 +95,19 @@ def test_ipv6_alone(tmp_path: Path, backend: str, rows: int) -> None:
     found = held(tmp_path, backend, "--store", "kubernetes", "--net-conf", "EnableIPv4=false")
     assert found.total() == rows
     assert {row.partition("-")[0] for row in found} == {"V6"}
+
+
+def test_wireguard_carries_ipv6_alone(tmp_path: Path) -> None:
+    if given() is None and find_built() is None:
+        pytest.skip("no guest kernel is here: `testbed kernel build` makes one")
+    try:
+        kubernetes = build_tool("kubernetes")
+    except ToolUnavailable as error:
+        pytest.skip(str(error))
+    if os.geteuid() == 0 and not all(folder.stat().st_mode & 0o001 for folder in kubernetes.parents):
+        pytest.skip(f"the guest, which is no root of this machine's, does not reach {kubernetes}")
+    words = ("--store", "kubernetes", "--net-conf", "EnableIPv4=false", "--net-conf", "Mode=auto")
+    assert held(tmp_path, "wireguard", *words) == WIREGUARD_ALONE
 
 
 @pytest.mark.parametrize("mode", ["separate", "auto", "ipv6"])
