@@ -40,11 +40,11 @@ def careless(data: bytes) -> None:
     """A parser that fails in three ways, deep within."""
     import flannel.subnetenv
 
-    flannel.subnetenv.render(*(None,) * 4) if data.startswith(b"{}") else None  # type: ignore[arg-type]
+    flannel.subnetenv.nothing if data.startswith(b"{}") else None  # type: ignore[attr-defined]
 
 
 def test_the_fuzzer_finds_what_is_wrong_says_how_to_repeat_it_and_makes_it_small() -> None:
-    target = Target("careless", careless, (b"{x}" * 20,), (ValueError,))
+    target = Target("careless", careless, (b"{x}" * 4,), (ValueError,))
     with pytest.raises(Found, match=r"TESTBED_SEED=7, .*AttributeError[^\n]*\nTESTBED_FUZZ_INPUT=7b7d  #") as first:
         Fuzzer(target, 7).run(20000)
     with pytest.raises(Found) as second:

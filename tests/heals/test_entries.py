@@ -23,7 +23,9 @@ def entries(lab: HealLab) -> list[tuple[str, str]]:
     found = [(f"route {line}", f"ip route del {line}") for line in lab.peers_routes()]
     if lab.flannel.backend.dual:
         lines = lab.ip("-6 route show table main root fd00::/8").splitlines()
-        found += [(f"route {one.strip()}", f"ip -6 route del {one}") for one in lines if "flannel-v6" in one]
+        # What stands there for the device's own address is the kernel's.
+        theirs = [line for line in lines if "flannel-v6" in line and "proto kernel" not in line]
+        found += [(f"route {line.strip()}", f"ip -6 route del {line}") for line in theirs]
     for device in lab.devices:
         for line in lab.sh(f"ip neigh show dev {device} nud permanent; ip -6 neigh show dev {device} nud permanent "
                            "| grep -v ^ff; true").splitlines():  # fmt: skip

@@ -198,8 +198,8 @@ class Router:
     ("answer", "words"),
     [
         ([{"via": {"family": "inet6", "host": "fe80::1"}, "dev": "swp1"}], "via inet6 fe80::1 dev swp1"),
-        ([{"gateway": "10.0.0.1", "dev": "eth0"}], "via 10.0.0.1 dev eth0"),
-        ([{"dst": "10.0.0.12", "dev": "br0"}], "via 10.0.0.12 dev br0"),
+        ([{"gateway": "10.0.0.1", "dev": "eth0"}], "via 10.0.0.1 dev eth0 onlink"),
+        ([{"dst": "10.0.0.12", "dev": "br0"}], "via 10.0.0.12 dev br0 onlink"),
     ],
 )
 def test_how_a_router_reaches_a_node(answer: object, words: str) -> None:
