@@ -82,7 +82,7 @@ def test_trouble_costs_nothing_and_what_was_missed_is_learned(
     before = lab.settled()
     with Traffic.between(lab, "worker2") as traffic:
         trouble(mode)
-        Deadline(1.0).poll(lambda: None, every=0.5)  # the proxy looks for its mode every 50 ms
+        Deadline(3.0).poll(lambda: None, every=0.5)  # the proxy looks for its mode every 50 ms, and ends what it is at
         lasts = Deadline(AWAY if mode == "away" else LASTS)
         lab.cluster.kubernetes.ask(Call("POST", "/api/v1/nodes", stranger(CIDR)))
         while not lasts.passed:
