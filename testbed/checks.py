@@ -49,8 +49,8 @@ class Row:
 
 
 def catalogue_path() -> Path:
-    """Where the catalogue is."""
-    return folder("suites") / "catalogue.yaml"
+    """The folder with the catalogue: `index.yaml` names the groups in their order, each a file of its rows."""
+    return folder("suites") / "catalogue"
 
 
 @cache
@@ -58,9 +58,8 @@ def load_catalogue(path: Path | None = None) -> Mapping[str, Row]:
     """Every row by id, in the catalogue's order. Raises LabError for a catalogue that is broken."""
     path = path or catalogue_path()
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a safe loader)
-        needs = content["needs"]
-        rows = [_row(item, needs) for item in content["rows"]]
+        index = _read(path / "index.yaml")
+        rows = [_row(item, index["needs"]) for group in index["groups"] for item in _read(path / f"{group}.yaml")]
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise LabError(f"the catalogue is broken: {error!r}", where=str(path)) from error
     by_id = {row.id: row for row in rows}
@@ -70,6 +69,10 @@ def load_catalogue(path: Path | None = None) -> Mapping[str, Row]:
 
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def _read(path: Path) -> Any:
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a safe loader)
 
 
 def _row(item: Mapping[str, Any], needs: Mapping[str, str]) -> Row:
@@ -93,16 +96,19 @@ def _row(item: Mapping[str, Any], needs: Mapping[str, str]) -> Row:
     )
 
 
-def check(row: str, *, encapsulated: bool = False, direct: bool = False, rules: str = "") -> Callable[[F], F]:
+def check(
+    row: str, *, encapsulated: bool = False, direct: bool = False, rules: str = "", disruptive: bool = False
+) -> Callable[[F], F]:
     """Mark a function of `suites/` as the check of a catalogue row.
 
     With a `path` fixture it runs once for each of the row's paths.  `encapsulated` leaves out the paths that the
     backend under test goes without a tunnel, `direct` those that it encapsulates.  With `rules` it is about runs with
-    those (`--rules`) only.
+    those (`--rules`) only.  `disruptive` says that it takes from the lab, for a while, what other checks rely on: it
+    comes behind all that are not, and has put everything right again when it ends.
     """
     import pytest  # listing the catalogue does without it
 
-    mark = pytest.mark.check(row, encapsulated=encapsulated, direct=direct, rules=rules)
+    mark = pytest.mark.check(row, encapsulated=encapsulated, direct=direct, rules=rules, disruptive=disruptive)
     return cast("Callable[[F], F]", mark)
 
 

@@ -22,6 +22,18 @@ IPV6_NEEDED = "dual stack"
 """What a row needs that it is about: without IPv6 it is about another run."""
 
 
+def all_rows(config: pytest.Config) -> bool:
+    """Whether a run is about every row, not the smoke part alone: by `--full`, or since checks are chosen by name."""
+    chosen = config.getoption("keyword") or config.getoption("markexpr") or os.environ.get(ONLY)
+    return bool(config.getoption("full") or chosen or not whole_suites(config))
+
+
+def is_disruptive(item: pytest.Item) -> bool:
+    """Whether a check takes from the lab what others rely on."""
+    marker = item.get_closest_marker("check")
+    return marker is not None and bool(marker.kwargs.get("disruptive"))
+
+
 def worker_id(config: pytest.Config) -> str:
     """The id of a worker of xdist (`gw0`); "" for a run in one process and for the controller."""
     return str(getattr(config, "workerinput", {}).get("workerid", ""))
@@ -58,7 +70,7 @@ def parametrise(metafunc: pytest.Metafunc, run: Run) -> None:
 
 
 class Unwritten(pytest.Item):
-    """A row of the smoke subset that no function checks, so that it shows as skipped instead of not at all."""
+    """A row that the run is for and no function checks, so that it shows as skipped instead of not at all."""
 
     row: checks.Row
 
@@ -68,7 +80,7 @@ class Unwritten(pytest.Item):
 
     def reportinfo(self) -> tuple[Path, int, str]:
         """Where the row stands."""
-        return checks.catalogue_path(), 0, self.name
+        return checks.catalogue_path() / f"{self.row.group}.yaml", 0, self.name
 
 
 @cache
@@ -125,6 +137,7 @@ def needed_feature(item: pytest.Item) -> str:
 
 def select(session: pytest.Session, config: pytest.Config, items: list[pytest.Item], run: Run) -> None:
     """Name items by their rows, drop those about other backends, and add the rows that nothing checks yet."""
+    every = all_rows(config)
     kept: list[pytest.Item] = []
     dropped: list[pytest.Item] = []
     found: set[str] = set()
@@ -145,17 +158,25 @@ def select(session: pytest.Session, config: pytest.Config, items: list[pytest.It
             or rules not in (None, "", run.flannel.rules)
             or (row.needs == IPV6_NEEDED and run.flannel.network6 is None)
             or (row.needs != IPV6_NEEDED and not run.flannel.ipv4)
+            or not (every or row.smoke)
         )
         (dropped if elsewhere or without_path else kept).append(item)
     if whole_suites(config):
         kept += [
             unwritten(session, row)
             for row in checks.load_catalogue().values()
-            if row.smoke and run.options.backend in row.backends and row.id not in found
+            if row.smoke or (config.getoption("full") and run.options.lab in row.lab)
+            if run.options.backend in row.backends and row.id not in found
             if row.needs != IPV6_NEEDED and run.flannel.ipv4
         ]
     order = {row: position for position, row in enumerate(checks.load_catalogue())}
-    kept.sort(key=lambda item: order[row_of(item).id] if item.get_closest_marker("check") else -1)
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        """The catalogue's order, whatever that of the files is; what disturbs others comes last."""
+        known = item.get_closest_marker("check") is not None
+        return is_disruptive(item), order[row_of(item).id] if known else -1
+
+    kept.sort(key=place)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
     items[:] = kept
@@ -178,5 +199,6 @@ def named_by_row(collector: pytest.Module, function: Any) -> list[pytest.Item] |
 def unwritten(session: pytest.Session, row: checks.Row) -> pytest.Item:
     """An item for a row that no function checks."""
     item: Unwritten = Unwritten.from_parent(session, name=row.id)
+    item.row = row
     item.add_marker(pytest.mark.check(row.id, encapsulated=False, direct=False))
     return item

@@ -41,7 +41,7 @@ Run = tuple[str, tuple[tuple[str, str], ...]]
 @click.option("--name", default="mutants", show_default=True, help="the lab's name")
 @click.option("--reports", type=click.Path(path_type=Path), default=Path("reports/mutants"), show_default=True)
 @click.option("--file", type=click.Path(path_type=Path), help="other mutations than those of suites; not noted")
-@click.option("--proofs/--no-proofs", default=True, help="write suites/proven.yaml")
+@click.option("--proofs/--no-proofs", default=True, help="write suites/proven")
 def main(
     only: str, backends: tuple[str, ...], each: bool, smoke: bool, full: bool, name: str, reports: Path,
     file: Path | None, proofs: bool,
@@ -98,7 +98,7 @@ def prove(run: Run, mutations: Sequence[Mutation], *, name: str, full: bool) -> 
     with tempfile.TemporaryDirectory(prefix="mutants-") as part:
         os.environ[VARIABLE] = part
         try:
-            code = pytest.main(pytest_arguments(backend, ["--name", name, *words]), plugins=[driver])
+            code = pytest.main(pytest_arguments(backend, ["--full", "--name", name, *words]), plugins=[driver])
         finally:
             del os.environ[VARIABLE]
     if len(driver.proofs) < len(mutations) and code == Exit.INTERRUPTED:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from _pytest.runner import runtestprotocol
 
-from testbed.collecting import row_of, skip_reason
+from testbed.collecting import is_disruptive, row_of, skip_reason
 from testbed.data import folder
 from testbed.deadline import Deadline
 from testbed.errors import TestbedError
@@ -124,7 +124,8 @@ class Driver:
     ) -> None:
         mine = [item for item in items if row_of(item).id == mutation.row]
         left_out = (mutation.row, *ACT_ON_FLANNELD)
-        others = [item for item in items if self.full and row_of(item).id not in left_out]
+        standing = [item for item in items if self.full and not is_disruptive(item)]
+        others = [item for item in standing if row_of(item).id not in left_out]
         try:
             before = fingerprint.take(cluster)
             with made(mutation, cluster):

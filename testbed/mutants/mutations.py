@@ -6,11 +6,21 @@ import ast
 import re
 import shlex
 from collections.abc import Container, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from testbed.checks import implemented, load_catalogue
 from testbed.data import folder
@@ -142,37 +152,46 @@ class Mutation(_Model):
         return tuple(self.backends) or load_catalogue()[self.row].backends
 
 
-class _File(_Model):
-    mutations: list[Mutation]
+_List = TypeAdapter(list[Mutation])
 
 
 def mutations_path() -> Path:
-    """Where the mutations are."""
-    return folder("suites") / "mutations.yaml"
+    """The folder with the mutations, a file for each group of the catalogue."""
+    return folder("suites") / "mutations"
 
 
 def load_mutations(path: Path | None = None) -> Mapping[str, Mutation]:
-    """Every mutation by id, in the file's order. Raises InputError with every fault of the file at once."""
+    """Every mutation by id, of one file or a folder of them. Raises InputError with every fault of all at once."""
     path = path or mutations_path()
-    documents, faults = parse(read_text(str(path), what="list of mutations"), str(path))
-    if faults or len(documents) != 1:
-        raise InputError("one YAML document was expected" if not faults else "", where=str(path), faults=faults)
-    (document,) = documents
     found: dict[str, Mutation] = {}
-    try:
-        content = _File.model_validate(document.value)
-    except ValidationError as error:
-        details = error.errors(include_url=False)
-        raise InputError(faults=[document.fault(tuple(one["loc"]), _what(one)) for one in details]) from None
-    checks = implemented()
-    for number, mutation in enumerate(content.mutations):
-        faults += _strangers(document, number, mutation, checks)
-        if mutation.id in found:
-            faults.append(document.fault(("mutations", number, "id"), f"{mutation.id} is there twice"))
-        found[mutation.id] = mutation
+    faults: list[Fault] = []
+    for file in sorted(path.glob("*.yaml")) if path.is_dir() else [path]:
+        mutations, wrong = _load(file)
+        faults += wrong
+        for mutation, place in mutations:
+            if mutation.id in found:
+                faults.append(replace(place, what=f"{mutation.id} is there twice"))
+            found[mutation.id] = mutation
     if faults:
         raise InputError(faults=faults)
     return found
+
+
+def _load(path: Path) -> tuple[list[tuple[Mutation, Fault]], list[Fault]]:
+    """The mutations of a file, each with the place of its id, and what is wrong with the file."""
+    documents, faults = parse(read_text(str(path), what="list of mutations"), str(path))
+    if faults or len(documents) != 1:
+        return [], faults or [Fault(str(path), 0, "", "one YAML document was expected")]
+    (document,) = documents
+    try:
+        content = _List.validate_python(document.value or [])
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        return [], [document.fault(tuple(one["loc"]), _what(one)) for one in details]
+    checks = implemented()
+    for number, mutation in enumerate(content):
+        faults += _strangers(document, number, mutation, checks)
+    return [(one, document.fault((number, "id"), "")) for number, one in enumerate(content)], faults
 
 
 def _what(detail: Any) -> str:
@@ -182,7 +201,7 @@ def _what(detail: Any) -> str:
 def _strangers(document: Document, number: int, mutation: Mutation, checks: Container[str]) -> list[Fault]:
     """What a mutation names that is not there."""
     rows = load_catalogue()
-    place = ("mutations", number)
+    place = (number,)
     faults = []
     if mutation.row not in checks:
         what = "nothing checks it" if mutation.row in rows else "the catalogue has no such row"

@@ -1,4 +1,4 @@
-"""`suites/proven.yaml`: under which mutation each check was seen to fail, and a hash of all that this depends on.
+"""`suites/proven`: under which mutation each check was seen to fail, and a hash of all that this depends on.
 
 The proof's run alone writes it.  A row whose check, catalogue row or mutation has changed since is unproven again.
 """
@@ -25,18 +25,19 @@ HEAD = "# Written by `./run mutants`, never by hand: each proof, and a hash of c
 
 
 def proven_path() -> Path:
-    """Where the proofs are."""
-    return folder("suites") / "proven.yaml"
+    """The folder with the proofs, a file for each group of the catalogue."""
+    return folder("suites") / "proven"
 
 
 def read_proven(path: Path | None = None) -> dict[str, dict[str, str]]:
     """Each proof by row: `mutation` and `hash`; none where no proof was run. Raises LabError for a broken file."""
     path = path or proven_path()
+    found: dict[str, dict[str, str]] = {}
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return {row: {"mutation": str(one["mutation"]), "hash": str(one["hash"])} for row, one in content.items()}
-    except FileNotFoundError:
-        return {}
+        for file in sorted(path.glob("*.yaml")):
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+            found |= {row: {"mutation": str(one["mutation"]), "hash": str(one["hash"])} for row, one in content.items()}
+        return found
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise LabError(f"the list of proofs is broken: {error!r}", where=str(path), hint="./run mutants") from error
 
@@ -57,20 +58,26 @@ def proven_rows() -> frozenset[str]:
 
 
 def write_proven(proved: Iterable[Mutation], disproved: Iterable[str], path: Path | None = None) -> None:
-    """Note new proofs, one a row, and take those away that a mutation has just refuted."""
+    """Note new proofs, one a row, and take refuted ones away; only the files of those groups change."""
     path = path or proven_path()
+    path.mkdir(exist_ok=True)
+    proved, disproved = list(proved), list(disproved)
     mutations = load_mutations()
-    proofs = read_proven(path)
-    proofs = {row: proof for row, proof in proofs.items() if proof["mutation"] in mutations}
-    for row in disproved:
-        proofs.pop(row, None)
+    before = read_proven(path)
+    proofs = {row: proof for row, proof in before.items() if proof["mutation"] in mutations and row not in disproved}
     for mutation in proved:
         kept = proofs.get(mutation.row)
         if kept is None or kept["hash"] != hash_of(mutations[kept["mutation"]]):
             proofs[mutation.row] = {"mutation": mutation.id, "hash": hash_of(mutation)}
     order = {row: position for position, row in enumerate(load_catalogue())}
-    proofs = dict(sorted(proofs.items(), key=lambda item: order.get(item[0], len(order))))
-    path.write_text(HEAD + yaml.safe_dump(proofs, sort_keys=False), encoding="utf-8")
+    for group in {_group(row) for row in (*(one.row for one in proved), *disproved)}:
+        rows = sorted((row for row in proofs if _group(row) == group), key=lambda row: order.get(row, len(order)))
+        text = HEAD + yaml.safe_dump({row: proofs[row] for row in rows}, sort_keys=False)
+        (path / f"{group}.yaml").write_text(text, encoding="utf-8")
+
+
+def _group(row: str) -> str:
+    return row.partition("-")[0]
 
 
 def hash_of(mutation: Mutation) -> str:

@@ -27,7 +27,6 @@ def test_every_fault_is_told_at_once_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "mutations.yaml"
     path.write_text(
         dedent("""\
-        mutations:
         - id: Not An Id
           row: VXD-04
           do:
@@ -59,7 +58,7 @@ def test_every_fault_is_told_at_once_with_its_line(tmp_path: Path) -> None:
         load_mutations(path)
     found = {(fault.line, fault.key) for fault in raised.value.faults}
     told = str(raised.value)
-    assert (2, "mutations[0].id") in found
+    assert (1, "[0].id") in found
     for word in ("'rm -rf /' calls none of", "which stands for nothing", "has no function VxlanBackend.nothing",
                  "says how it is put right"):  # fmt: skip
         assert word in told
@@ -69,10 +68,10 @@ def test_what_is_not_in_the_catalogue_is_told(tmp_path: Path) -> None:
     path = tmp_path / "mutations.yaml"
     one = '{id: a, row: %s, backends: [%s], do: ["ip link show"], heals: true, assertion: x, also: [%s]}'
     rows = [one % ("VXD-99", "vxlan", "VXD-01"), one % ("VXD-04", "host_gw", "NO-1")]
-    path.write_text("mutations:\n" + "".join(f"- {row}\n" for row in rows))
+    path.write_text("".join(f"- {row}\n" for row in rows))
     with pytest.raises(InputError) as raised:
         load_mutations(path)
-    assert [fault.line for fault in raised.value.faults] == [2, 3, 3, 3]
+    assert [fault.line for fault in raised.value.faults] == [1, 2, 2, 2]
     for word in ("VXD-99: the catalogue has no such row", "no row NO-1", "is not about host_gw", "a is there twice"):
         assert word in str(raised.value)
 
@@ -103,7 +102,7 @@ def test_the_row_has_to_fail_by_its_assertion_and_alone(ended: list[Seen], outco
 
 def test_a_changed_check_or_mutation_is_unproven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = load_mutations()["vxd-04-constant"]
-    path = tmp_path / "proven.yaml"
+    path = tmp_path / "proven"
     proven.write_proven([one], [], path)
     monkeypatch.setattr(proven, "proven_path", lambda: path)
     assert proven.proven_rows() == {"VXD-04"}
@@ -136,12 +135,12 @@ def test_the_hash_is_of_all_that_the_check_uses_in_its_file(tmp_path: Path, monk
 
 
 def test_a_refuted_proof_is_taken_away(tmp_path: Path) -> None:
-    path = tmp_path / "proven.yaml"
+    path = tmp_path / "proven"
     both = [load_mutations()[name] for name in ("vxd-04-constant", "vxd-01-learning")]
     proven.write_proven(both, [], path)
     proven.write_proven([], ["VXD-04"], path)
     assert list(proven.read_proven(path)) == ["VXD-01"]
-    path.write_text("VXD-01: yes\n")
+    (path / "VXD.yaml").write_text("VXD-01: yes\n")
     with pytest.raises(LabError, match="broken"):
         proven.read_proven(path)
 

