@@ -1,0 +1,1 @@
+"""Following one packet over every interface between two ends of a lab."""
