@@ -66,6 +66,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--reports", metavar="DIR", help="where the report goes; default reports/NAME")
     add("--lab", default="netns", metavar="KIND", help=f"{', '.join(LABS)}; default netns")
     add("--image", default="", metavar="NAME", help="containers' image: host, full or one of the engine's own")
+    add("--full", action="store_true", help="every row of the catalogue; default: its smoke part, or what -k chooses")
     add("--kernel", default="host", metavar="KIND", help=f"{', '.join(KERNELS)}; default auto")
 
 
@@ -288,7 +289,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         record.broken = "the test runner itself failed; see above"
     ending = Ending(
         backend=run.options.backend,
-        selection=_selection(run),
+        selection=_selection(run, full=session.config.getoption("full")),
         comparable=_comparable(run),
         stopped=bool(session.shouldfail or session.shouldstop),
         refused=run.refused,
@@ -306,11 +307,11 @@ def _collection_failed(session: pytest.Session, record: RunRecord) -> bool:
     return session.testsfailed > 0 and not record.outcomes
 
 
-def _selection(run: Run) -> str:
+def _selection(run: Run, *, full: bool) -> str:
     """Under which name the run's expected counts are: some checks are about rules of nftables or Kubernetes only."""
     special = [run.flannel.rules] if run.flannel.rules == "nftables" else []
     special += [run.options.store] if run.options.store != "etcd" else []
-    return "_".join(["smoke", *special])
+    return "_".join(["full" if full else "smoke", *special])
 
 
 def _comparable(run: Run) -> bool:

@@ -20,13 +20,16 @@ from testbed.commands.run import pytest_arguments
 from testbed.doctor import require_tools, search_path
 from testbed.errors import Exit, InputError, TestbedError
 from testbed.flannelspec import BACKENDS, normalise
+from testbed.guest import runs
 from testbed.mutants.driver import Driver, Proof
+from testbed.mutants.inguest import WRITTEN, prove_in_guest
 from testbed.mutants.mutations import Mutation, load_mutations
 from testbed.mutants.proven import write_proven
+from testbed.options import IN_GUEST, KERNELS
 from testbed.report.parts import VARIABLE
 
-HERE = ("vxlan", "vxlan_direct", "host_gw", "udp")
-"""Backends that every kernel has which can run the test-bed at all."""
+HERE = ("vxlan", "vxlan_direct", "host_gw", "udp", "dual_stack")
+"""Backends that every kernel has which can run the test-bed at all: preferred, since the others may take a guest."""
 
 Run = tuple[str, tuple[tuple[str, str], ...]]
 """A backend, and the options that the lab needs."""
@@ -38,24 +41,25 @@ Run = tuple[str, tuple[tuple[str, str], ...]]
 @click.option("--each", is_flag=True, help="in the lab of every backend that it applies to, instead of the first")
 @click.option("--smoke", is_flag=True, help="those of rows of the smoke part alone")
 @click.option("--full", is_flag=True, help="run the smoke part under each, to see that no other row fails")
+@click.option("--kernel", type=click.Choice(KERNELS), default="auto", show_default=True, help="as for a run")
 @click.option("--name", default="mutants", show_default=True, help="the lab's name")
 @click.option("--reports", type=click.Path(path_type=Path), default=Path("reports/mutants"), show_default=True)
 @click.option("--file", type=click.Path(path_type=Path), help="other mutations than those of suites; not noted")
 @click.option("--proofs/--no-proofs", default=True, help="write suites/proven")
 def main(
-    only: str, backends: tuple[str, ...], each: bool, smoke: bool, full: bool, name: str, reports: Path,
-    file: Path | None, proofs: bool,
+    only: str, backends: tuple[str, ...], each: bool, smoke: bool, full: bool, kernel: str, name: str,
+    reports: Path, file: Path | None, proofs: bool,
 ) -> int:  # fmt: skip
     """Prove that the checks can fail."""
     mutations = chosen(load_mutations(file).values(), only, smoke=smoke)
-    runs = runs_of(mutations, [normalise(backend) for backend in backends], every=each)
-    if not runs:
+    labs = runs_of(mutations, [normalise(backend) for backend in backends], every=each)
+    if not labs:
         raise InputError("no mutation is left to make", hint="--only, --backend and --smoke choose among them")
-    require_tools(*{run[0] for run in runs})
+    require_tools(*{run[0] for run in labs})
     os.environ["PATH"] = search_path()
     found: list[Proof] = []
-    for run, wanted in runs.items():
-        found += prove(run, wanted, name=name, full=full)
+    for run, wanted in labs.items():
+        found += prove(run, wanted, name=name, full=full, kernel=kernel, file=file)
     report(found, reports)
     stands = {proof.mutation for proof in found if proof.stands}
     refuted = {proof.row for proof in found if proof.outcome in ("survived", "other")}
@@ -80,21 +84,31 @@ def chosen(mutations: Iterable[Mutation], only: str, *, smoke: bool) -> list[Mut
 
 def runs_of(mutations: Iterable[Mutation], backends: Sequence[str], *, every: bool) -> dict[Run, list[Mutation]]:
     """In which labs the mutations are made; each once, unless every backend's lab is to see it."""
-    order = list(backends or HERE)
+    order = list(backends or dict.fromkeys([*HERE, *BACKENDS]))
     found: dict[Run, list[Mutation]] = {}
     for mutation in mutations:
         fitting = [backend for backend in order if backend in mutation.acts_on]
         for backend in fitting if every else fitting[:1]:
-            found.setdefault((backend, tuple(sorted(mutation.run.items()))), []).append(mutation)
+            found.setdefault((backend, mutation.options), []).append(mutation)
     return dict(sorted(found.items(), key=lambda item: (list(BACKENDS).index(item[0][0]), item[0][1])))
 
 
-def prove(run: Run, mutations: Sequence[Mutation], *, name: str, full: bool) -> list[Proof]:
-    """Bring up one lab and make the mutations in it. Raises LabError where that gave no proofs at all."""
+def prove(
+    run: Run, mutations: Sequence[Mutation], *, name: str, full: bool, kernel: str, file: Path | None
+) -> list[Proof]:
+    """Bring up one lab, here or in a guest, and make the mutations in it.
+
+    Raises LabError where that gave no proofs at all.
+    """
     backend, extra = run
-    driver = Driver(mutations, backend, full, tell)
     words = [word for key, value in extra for word in (f"--{key}", value)]
-    click.echo(f"{backend} {' '.join(words)}: {len(mutations)} mutations")
+    where = runs.choose(backend, ["--kernel", kernel, *words])
+    if not os.environ.get(IN_GUEST):
+        click.echo(f"{backend} {' '.join(words)}: {len(mutations)} mutations")
+    if where == "guest":
+        return prove_in_guest(backend, [one.id for one in mutations], words, name=name, full=full, file=file)
+    driver = Driver(mutations, backend, full, tell)
+    words += ["--kernel", "guest"] if os.environ.get(IN_GUEST) else []
     with tempfile.TemporaryDirectory(prefix="mutants-") as part:
         os.environ[VARIABLE] = part
         try:
@@ -118,13 +132,15 @@ def report(proofs: Sequence[Proof], folder: Path) -> None:
     """Write mutants.json, and show what is not proven as a table."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {"schema": 1, "mutants": [proof.to_json() for proof in proofs]}
-    (folder / "mutants.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (folder / WRITTEN).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if os.environ.get(IN_GUEST):
+        return  # whoever started the guest shows all of them
     table = Table("row", "mutation", "backend", "outcome", title="mutants")
     for proof in proofs:
         table.add_row(proof.row, proof.mutation, proof.backend, proof.outcome, style="" if proof.stands else "bold red")
     Console().print(table)
     noticed = sum(proof.stands for proof in proofs)
-    click.echo(f"{noticed} of {len(proofs)} mutations were noticed; {folder}/mutants.json")
+    click.echo(f"{noticed} of {len(proofs)} mutations were noticed; {folder}/{WRITTEN}")
 
 
 if __name__ == "__main__":

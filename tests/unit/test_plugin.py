@@ -258,6 +258,42 @@ def test_smoke_rows_that_nothing_checks_show_as_skipped(run: Runner) -> None:
     assert strict.code == 1
 
 
+FULL = """
+@check("NAT-09", disruptive=True)
+def test_disruptive(): pass
+
+@check("NAT-01")
+def test_later(): pass
+
+@check("LSE-03")
+def test_sooner(): pass
+
+@check("POD-17")
+def test_between(): pass
+"""
+
+
+def test_the_smoke_part_is_what_runs_unless_all_or_some_are_asked_for(run: Runner) -> None:
+    def order(*options: str, file: str = ".") -> list[str]:
+        ended = run(FULL, *options, file=file)
+        assert ended.code == 0, ended.output
+        return [identity for identity, verdict in ended.verdicts.items() if verdict == "held"]
+
+    every = ["LSE-03", "POD-17", "NAT-01", "NAT-09"]  # the catalogue's order, and what disturbs others behind it
+    assert order() == ["NAT-01"]
+    assert order("--full") == every
+    assert order("-k", "NAT or LSE") == ["LSE-03", "NAT-01", "NAT-09"]
+    assert order(file="test_some.py") == every
+
+
+def test_a_full_run_shows_what_is_not_written(run: Runner) -> None:
+    code = "@check('LSE-01')\ndef test_a(): pass"
+    assert "NAT-09" not in run(code, file=".").verdicts
+    ended = run(code, "--full", file=".")
+    assert ended.checks["NAT-09"]["reason"] == "is not written yet"
+    assert "NAT-20" not in ended.verdicts  # of no lab of this kind
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
