@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, Self
 
+from testbed import journal
 from testbed.deadline import Deadline
 from testbed.errors import CommandError, LabBusyError, LabError
 from testbed.labs import Progress, Quiet, inside, interpreter, residents, restart, state
@@ -160,6 +161,8 @@ class NetnsNode:
         rc, seconds = TIMED_OUT if done.code is None else done.code, time.monotonic() - began
         out, err = (text.decode(errors="replace") for text in (done.out, done.err))
         result = Result(self.name, tuple(argv), rc, out, err, seconds)
+        if notes := journal.current():
+            notes.command(self.name, argv, rc, seconds, out + err)
         if check and rc:
             raise CommandError(self.name, argv, rc, result.stderr or result.stdout)
         return result

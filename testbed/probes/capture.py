@@ -10,13 +10,14 @@ packets that the kernel dropped during a window make its verdict inconclusive (`
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import selectors
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 
@@ -30,6 +31,9 @@ from testbed.probes.pcap import Packet, PcapReader, to_pcap
 
 RING_BYTES = 4 << 20
 """How much of an interface's traffic is kept, in bytes."""
+
+MOST_KEPT = 200
+"""How many of the packets that a check was given are kept decoded for its report."""
 
 LISTEN_SECONDS, SEEN_SECONDS, STATS_SECONDS = 10.0, 3.0, 3.0
 
@@ -281,6 +285,12 @@ class Captures:
 Selector = Callable[[Decoded], bool]
 
 
+def since(packets: deque[Packet], began: float) -> list[Packet]:
+    """The packets from a time on: the end of a ring, so that one that is full is not gone through."""
+    found = list(itertools.takewhile(lambda packet: packet.time >= began, reversed(packets)))
+    return found[::-1]
+
+
 class Window:
     """What a check sees of the captures: everything since it was opened."""
 
@@ -288,6 +298,7 @@ class Window:
         self.captures = captures
         self.began = time.time()
         self.looked_at: set[str] = set()
+        self.decoded: dict[tuple[str, float, bytes], Decoded] = {}  # what the check was given, by interface
         self._before: Mapping[str, int] | None = None
 
     def baseline(self, drops: Mapping[str, int]) -> None:
@@ -306,7 +317,12 @@ class Window:
     def _decode(self, tap: Tap, packets: Iterable[Packet]) -> list[Decoded]:
         link_type = tap.reader.link_type
         assert link_type is not None  # it listens
-        return [decode(p.data, link_type, self.captures.tunnel, time=p.time, length=p.length) for p in packets]
+        taken = []
+        for p in packets:
+            taken.append(decode(p.data, link_type, self.captures.tunnel, time=p.time, length=p.length))
+            if len(self.decoded) < MOST_KEPT:
+                self.decoded[tap.target.name, p.time, p.data] = taken[-1]
+        return taken
 
     def packets(self, name: str, nonce: Nonce, *, at_least: int = 1, seconds: float = SEEN_SECONDS) -> list[Decoded]:
         """The packets with that nonce on an interface, once there are `at_least` so many or the time is over.
@@ -344,6 +360,15 @@ class Window:
         with self.captures._changed:
             found = self._raw(tap, contains)
         return self._decode(tap, found)
+
+    def sightings(self, marks: Collection[bytes]) -> dict[str, list[Packet]]:
+        """The packets of the window with any of these bytes in them, by interface, in the order of the captures."""
+        with self.captures._changed:
+            return {
+                name: found
+                for name, tap in self.captures.taps.items()
+                if (found := [p for p in since(tap.packets, self.began) if any(mark in p.data for mark in marks)])
+            }
 
     def absent(self, name: str, nonce: Nonce, *, control: Nonce) -> None:
         """Assert that no packet with that nonce was seen, given that one with the control's nonce was.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
+from testbed import journal
 from testbed.errors import LabError
 from testbed.labs import interpreter
 from testbed.labs.base import Place
@@ -100,8 +101,19 @@ def ping(
         argv += ["-p", nonce.hex]
     if dont_fragment is not False:
         argv += ["-M", "do" if dont_fragment else "dont"]
+    flow = _noted(f"{count} × ping, {size} bytes", source, target, nonce.value if nonce else b"")
     result = source.run([*argv, str(target)], check=False, timeout=count * interval + wait + 20)
-    return parse_ping(result.stdout + result.stderr, source.name, result.seconds, count)
+    answer = parse_ping(result.stdout + result.stderr, source.name, result.seconds, count)
+    flow.answered = f"{answer.received} of {answer.sent}"
+    return answer
+
+
+def _noted(what: str, source: Place, target: Target, *marks: bytes) -> journal.Flow:
+    """A flow about to be sent, in the journal of the check where one is followed."""
+    flow = journal.Flow(what, source.name, str(target), tuple(filter(None, marks)))
+    if notes := journal.current():
+        notes.flow(flow)
+    return flow
 
 
 def parse_ping(text: str, where: str, seconds: float = 0.0, count: int = 1) -> Ping:
@@ -163,16 +175,19 @@ print(json.dumps([flow for _, flow in flows.values()]))
 _HTTP_CLIENT = r"""
 import json, socket, sys
 target, port, path, wait = sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys.argv[4])
+sock = socket.socket(socket.AF_INET6 if ":" in target else socket.AF_INET)
+sock.bind(("", 0))
+sport = sock.getsockname()[1]
 try:
-    sock = socket.create_connection((target, port), timeout=wait)
-    sport = sock.getsockname()[1]
+    sock.settimeout(wait)
+    sock.connect((target, port))
     host = f"[{target}]" if ":" in target else target
     sock.sendall(f"GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
     answer = b""
     while piece := sock.recv(65535):
         answer += piece
 except OSError as error:
-    print(json.dumps({"error": str(error)}))
+    print(json.dumps({"error": str(error), "sport": sport}))
 else:
     print(json.dumps({"sport": sport, "answer": answer.decode("latin-1")}))
 """
@@ -200,9 +215,12 @@ def udp_flows(
 
     Raises LabError when the sender cannot run.
     """
+    noted = _noted(f"{count} × UDP to port {port}", source, target, nonce.value)
     answer = _script(source, _UDP_SENDER, str(target), str(port), str(count), nonce.hex, f"{wait:g}", wait=wait)
     try:
-        return tuple(UdpFlow(flow["sport"], flow["reply"], flow["error"]) for flow in answer)
+        flows = tuple(UdpFlow(flow["sport"], flow["reply"], flow["error"]) for flow in answer)
+        noted.answered = f"{sum(flow.reply is not None for flow in flows)} of {count}"
+        return flows
     except (TypeError, KeyError) as error:
         raise LabError(f"the UDP sender answered in another form: {answer!r}", where=source.name) from error
 
@@ -230,7 +248,13 @@ class HttpReply:
 
 def http_get(source: Place, target: Target, *, port: int = HTTP_PORT, path: str = "/", wait: float = 3.0) -> HttpReply:
     """Ask the test application who it is. A refused or lost connection is an answer; raises LabError for garbage."""
+    noted = _noted(f"HTTP to port {port}", source, target)
     answer = _script(source, _HTTP_CLIENT, str(target), str(port), path, f"{wait:g}", wait=wait)
+    if sport := answer.get("sport"):
+        # No byte of a segment's payload is ours until the connection stands: its ports tell, one way and the other.
+        here, there = sport.to_bytes(2, "big"), port.to_bytes(2, "big")
+        noted.marks = here + there, there + here
+    noted.answered = answer.get("error") or "1 of 1"
     if "error" in answer:
         return HttpReply(answer["error"], 0, 0, {})
     try:
