@@ -10,8 +10,8 @@ In `checks.json` each check has two more keys:
                 "node": "worker1",                              # "" for what is of no single node
                 "what": "routes",                               # one of WHAT, or pcap, report, state
                 "bytes": 1234, "cut": 0}, …],                   # how many bytes were cut off its beginning or end
-     "changes": ["worker1: - neighbour …", …],                  # the nodes' state against that before the check, as leaked
-     "trace": null,                                             # or a path trace along the check's path, see trace.model
+     "changes": ["worker1: - neighbour …", …],                  # against the state before the check, as in leaked
+     "trace": null,                                             # or a path trace between its ends: trace.model
      "missing": ["worker2: routes: timed out", …],              # what could not be had, and why
      "seconds": 0.62}
 
