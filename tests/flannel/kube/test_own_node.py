@@ -161,7 +161,8 @@ def test_annotations_that_somebody_changed_are_written_again(api: Api, following
     api.put(node_object(1, annotations=annotations_of(1, backend_type="host-gw", public_ip=None)))
     eventually(lambda: annotation(api, "node1", "backend-type") == "vxlan", "the type is back", 5)
     eventually(lambda: annotation(api, "node1", "public-ip") == "192.0.2.1", "the address is back", 5)
-    assert recorder.warned("Somebody changed this node's annotations")
+    # The API has them before the store has its answer.
+    eventually(lambda: recorder.warned("Somebody changed this node's annotations"), "it is said", 5)
 
 
 def test_new_data_is_published(api: Api, following: MakeStore, proxy: FaultProxy) -> None:
