@@ -13,7 +13,6 @@ HANDFUL = "VXD-04,VXE-03,L2-04,NAT-01,MTU-01"
 """One of each sort: on a device, on the wire, an absence, rules, and in flanneld's own code."""
 
 FAULTY = r"""
-mutations:
 - id: changes-nothing
   row: VXD-03
   do:
