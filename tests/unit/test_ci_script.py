@@ -29,7 +29,12 @@ while [ $# -gt 0 ]; do
             mkdir -p "$folder"
             cp "$JUNIT" "$folder/junit.xml"
             ;;
-        --junit-xml=*) mkdir -p reports/tests; cp "$JUNIT" "${1#*=}" ;;
+        --junit-xml=*second*) mkdir -p reports/tests; cp "$SECOND" "${1#*=}"; grep -q '<failure ' "$SECOND" && exit 1 ;;
+        --junit-xml=*)
+            mkdir -p reports/tests
+            if [ -n "${FIRST-}" ]; then cp "$FIRST" "${1#*=}"; exit 1; fi
+            cp "$JUNIT" "${1#*=}"
+            ;;
     esac
     shift
 done
@@ -56,7 +61,17 @@ case "$*" in
 esac
 """
 
-JUNIT = """<testsuites><testsuite tests="3" failures="0" errors="0" skipped="1"/></testsuites>"""
+
+def junit(*cases: str) -> str:
+    """A JUnit file of tests: `name` for one that held, `name failure` or `name skipped` for others."""
+    pairs = (case.partition(" ") for case in cases)
+    inner = "".join(
+        f'<testcase classname="m" name="{name}">{kind and f"<{kind} />"}</testcase>' for name, _, kind in pairs
+    )
+    return f"<testsuites><testsuite>{inner}</testsuite></testsuites>"
+
+
+JUNIT = junit("a", "b", "c skipped")
 
 
 class Checkout:
@@ -209,6 +224,26 @@ def test_a_stage_that_fails_stops_no_other_and_is_the_exit_code(checkout: Checko
     assert "FAILED style and types: exit 1" in said
     assert " 1 failed," in said.splitlines()[-1]
     assert runs(checkout, "tests")
+
+
+@pytest.mark.parametrize(("second", "code"), [("b", 0), ("b failure", 1)])
+def test_a_few_tests_that_fail_have_a_second_chance_and_are_named(checkout: Checkout, second: str, code: int) -> None:
+    (checkout.folder / "first.xml").write_text(junit("a", "b failure", "c skipped"))
+    (checkout.folder / "second.xml").write_text(junit(second))
+    files = {name: str(checkout.folder / f"{name.lower()}.xml") for name in ("FIRST", "SECOND")}
+    ended, said = checkout.ci(**files)
+    assert ended == code, said
+    [again] = [call for call in runs(checkout, "tests") if "second.xml" in call]
+    assert "--last-failed" in again
+    assert ("UNSTEADY tests: m::b" in said) == (code == 0)
+    assert f" {code} failed," in said.splitlines()[-1]
+
+
+def test_many_tests_that_fail_have_no_second_chance(checkout: Checkout) -> None:
+    (checkout.folder / "first.xml").write_text(junit(*(f"t{number} failure" for number in range(9))))
+    code, said = checkout.ci(FIRST=str(checkout.folder / "first.xml"))
+    assert (code, len(runs(checkout, "tests"))) == (1, 1)
+    assert " 9 failed," in said.splitlines()[-1]
 
 
 def test_a_guest_kernel_that_is_late_skips_its_stages_by_name(checkout: Checkout) -> None:
