@@ -76,6 +76,7 @@ class Facts:
         self.cluster = cluster
         self._states: dict[str, State] = {}
         self._leases: dict[str, dict[str, Any]] | None = None
+        self.more: list[dict[str, Any]] = []  # what others know of the same nodes, forgotten with the rest
 
     def node(self, name: str) -> State:
         """State of a machine of the lab."""
@@ -91,7 +92,8 @@ class Facts:
 
     def forget(self) -> None:
         """Read everything anew when it is asked for next."""
-        self._states.clear()
+        for known in (self._states, *self.more):
+            known.clear()
         self._leases = None
 
     def eventually(self, look: Callable[[], None], *, seconds: float = CONVERGED_SECONDS) -> None:
@@ -229,9 +231,9 @@ def capture_targets(cluster: Cluster, facts: Facts) -> list[Target]:
             machine, _, iface = far.partition(":")
             found.append(Target(far, cluster.lab.node(machine), iface))
     for pod in cluster.pods.values():
-        found.append(Target(f"{pod.name}:eth0", pod.node, "eth0", pod.netns))
+        found.append(Target(f"{pod.name}:eth0", pod.node, "eth0", pod.netns, pod.name))
         veth = facts.host_veth(pod).name
-        found.append(Target(f"{pod.node.name}:{veth}", pod.node, veth))
+        found.append(Target(f"{pod.node.name}:{veth}", pod.node, veth, pod=pod.name))
     outside = cluster.lab.node(spec.outside.name)
     found += [Target(f"{outside.name}:{iface.name}", outside, iface.name) for iface in spec.outside.ifaces]
     return found

@@ -46,6 +46,7 @@ class Facts6:
         self.facts = facts
         self.cluster: Cluster = facts.cluster
         self._states: dict[str, State6] = {}
+        facts.more.append(self._states)
 
     def node(self, name: str) -> State6:
         """State of a machine of the lab."""
@@ -55,7 +56,6 @@ class Facts6:
 
     def forget(self) -> None:
         """Read everything anew, of IPv4 as well, when it is asked for next."""
-        self._states.clear()
         self.facts.forget()
 
     def eventually(self, look: Callable[[], None], *, seconds: float = CONVERGED_SECONDS) -> None:

@@ -91,6 +91,36 @@ class Scene:
             found |= {f"own_{key}": value for key, value in self._node(node).items()}
             found |= {"nic": node.spec.underlay.name, "gateway": str(self.cluster.pod_cidr(node.name)[1])}
             found |= {"mtu": str(self.facts.mtu(node.name)), "router": str(node.spec.gateway)}
+            found |= self._encryption(node)
+            found |= self._words6(node) if flannel.network6 is not None else {}
+        return found
+
+    def _encryption(self, node: Node) -> Mapping[str, str]:
+        """The key by which the peer is a peer of wireguard's."""
+        if self.cluster.flannel.backend.type != "wireguard" or not self.cluster.flannel.ipv4:
+            return {}
+        leases = self.cluster.leases()
+        return {"peer_key": str(leases[self.peer.name]["value"]["BackendData"]["PublicKey"])}
+
+    def _words6(self, node: Node) -> Mapping[str, str]:
+        """What is known of IPv6, which not every lab has."""
+        cluster, device = self.cluster, str(self.cluster.flannel.tunnel_device6)
+        own = cluster.pod_cidr6(node.name)
+        found = {
+            "tunnel6": device,
+            "network6": str(cluster.flannel.network6),
+            "gateway6": str(own[1]),
+            "router6": str(node.spec.gateway6),
+            "pod_ip6": str(self.client_pod.address6),
+            "peer_pod_ip6": str(self.peer_pod.address6),
+            "mtu6": str(cluster.flannel.mtu6_of(node.spec.underlay.mtu)),
+            "outside_ip6": str(cluster.lab.spec.outside.ip6),
+        }
+        for title, one in (("own", node), ("peer", self.peer), ("near", self.near), ("other", self.other)):
+            cidr = cluster.pod_cidr6(one.name)
+            tunnel = self.facts.node(one.name).link(device)
+            found |= {f"{title}_cidr6": str(cidr), f"{title}_base6": str(cidr[0]), f"{title}_ip6": str(one.spec.ip6)}
+            found |= {f"{title}_mac6": tunnel.mac if tunnel else ""}
         return found
 
     def _node(self, node: Node) -> Mapping[str, str]:

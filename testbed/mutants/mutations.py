@@ -28,7 +28,7 @@ from testbed.errors import Fault, InputError
 from testbed.flannelspec import BACKENDS
 from testbed.yamlmarks import Document, parse, read_text
 
-PROGRAMS = ("ip", "bridge", "iptables", "nft", "sysctl", "tc")
+PROGRAMS = ("ip", "bridge", "iptables", "ip6tables", "nft", "sysctl", "tc", "wg")
 """What a mutation may call on a machine: it acts on the network, never on what looks at it."""
 
 Place = Literal[
@@ -40,8 +40,13 @@ control plane; in the client pod, another pod of its node, or the remote peer's 
 NAMES = frozenset(
     {
         *"bridge tunnel vni port network outside nic gateway mtu router pod_ip local_ip peer_pod_ip".split(),
-        *"veth local_veth peer_veth".split(),
-        *(f"{node}_{key}" for node in ("own", "peer", "near", "other") for key in "ip cidr base mac nic_mac".split()),
+        *"veth local_veth peer_veth peer_key".split(),
+        *"tunnel6 network6 gateway6 router6 pod_ip6 peer_pod_ip6 mtu6 outside_ip6".split(),
+        *(
+            f"{node}_{key}"
+            for node in ("own", "peer", "near", "other")
+            for key in "ip cidr base mac nic_mac ip6 cidr6 base6 mac6".split()
+        ),
     }
 )
 """What braces in a mutation's words stand for, as seen from the machine that it acts on; see `making.Scene.words`."""
@@ -113,13 +118,14 @@ class Mutation(_Model):
 
     With `held` every flanneld is stopped (SIGSTOP) for as long as the fault is there: it would mend it.  `heals` says
     that nothing but flanneld, once it goes on, undoes it.  `assertion` is searched in the failed assertion's message
-    and source; `also` names the rows that may fail as well.  `run` holds options of the run that the row needs.
+    and source; `also` names the rows that may fail as well.  `run` holds options of the run that the row needs,
+    one that is given several times as a list.
     """
 
     id: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
     row: str
     backends: list[str] = []
-    run: dict[Literal["net-conf", "store", "rules"], str] = {}
+    run: dict[Literal["net-conf", "store", "rules", "mtu"], str | list[str]] = {}
     on: Place = "client"
     do: list[Command] = []
     undo: list[Command] = []
@@ -145,6 +151,12 @@ class Mutation(_Model):
         except re.error as error:
             raise ValueError(f"assertion is no pattern: {error}") from None
         return self
+
+    @property
+    def options(self) -> tuple[tuple[str, str], ...]:
+        """The options of the run that it needs, one by one."""
+        pairs = ((key, [given] if isinstance(given, str) else given) for key, given in sorted(self.run.items()))
+        return tuple((key, value) for key, values in pairs for value in values)
 
     @property
     def acts_on(self) -> tuple[str, ...]:

@@ -8,6 +8,8 @@ from textwrap import dedent
 import pytest
 
 from testbed.errors import InputError, LabError
+from testbed.guest import runs
+from testbed.mutants import __main__ as main
 from testbed.mutants import fingerprint, proven
 from testbed.mutants.driver import Proof, Seen, judge
 from testbed.mutants.mutations import Mutation, load_mutations
@@ -153,3 +155,23 @@ def test_what_differs_is_named_with_its_place() -> None:
     ]
     assert fingerprint.differences(before, {"worker1": ("link b", "link a")}) == ["worker1: the order is another one"]
     assert fingerprint.digest(before) != fingerprint.digest({"worker1": ("link b", "link a")})
+
+
+def test_options_that_are_given_several_times_stand_one_by_one() -> None:
+    one = mutation(run={"net-conf": ["EnableIPv6=true", "IPv6Network=fd00::/48"], "store": "etcd"})
+    assert one.options == (("net-conf", "EnableIPv6=true"), ("net-conf", "IPv6Network=fd00::/48"), ("store", "etcd"))
+
+
+def test_a_lab_that_this_kernel_cannot_have_is_brought_up_in_a_guest(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, list[str], list[str]]] = []
+
+    def in_guest(backend: str, ids: list[str], options: list[str], **_: object) -> list[Proof]:
+        asked.append((backend, ids, options))
+        return [Proof(ids[0], "VXD-04", backend)]
+
+    monkeypatch.setattr(runs, "lacking", lambda run, features=(): ("ipip",) if run == "ipip" else ())
+    monkeypatch.setattr(main, "prove_in_guest", in_guest)
+    one = mutation(run={"rules": "nftables"})
+    found = main.prove(("ipip", one.options), [one], name="x", full=False, kernel="auto", file=None)
+    assert [proof.mutation for proof in found] == ["one"]
+    assert asked == [("ipip", ["one"], ["--rules", "nftables"])]
