@@ -79,6 +79,7 @@ class Scene:
             "network": str(flannel.network),
             "outside": str(spec.outside.ip),
             "pod_ip": str(self.client_pod.address),
+            "pod_mac": self.client_pod.mac,
             "local_ip": str(self.local_pod.address),
             "peer_pod_ip": str(self.peer_pod.address),
             "veth": self.facts.host_veth(self.client_pod).name,

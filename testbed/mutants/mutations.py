@@ -28,8 +28,9 @@ from testbed.errors import Fault, InputError
 from testbed.flannelspec import BACKENDS
 from testbed.yamlmarks import Document, parse, read_text
 
-PROGRAMS = ("ip", "bridge", "iptables", "ip6tables", "nft", "sysctl", "tc", "wg")
-"""What a mutation may call on a machine: it acts on the network, never on what looks at it."""
+PROGRAMS = ("ip", "bridge", "iptables", "ip6tables", "nft", "sysctl", "tc", "wg", "mount", "umount")
+"""What a mutation may call on a machine: it acts on the network, or on which programs a node has, never on what looks
+at it."""
 
 Place = Literal[
     "client", "peer", "leaf", "everywhere", "control_plane", "client_pod", "local_pod", "peer_pod"
@@ -39,7 +40,7 @@ control plane; in the client pod, another pod of its node, or the remote peer's 
 
 NAMES = frozenset(
     {
-        *"bridge tunnel vni port network outside nic gateway mtu router pod_ip local_ip peer_pod_ip".split(),
+        *"bridge tunnel vni port network outside nic gateway mtu router pod_ip pod_mac local_ip peer_pod_ip".split(),
         *"veth local_veth peer_veth peer_key".split(),
         *"tunnel6 network6 gateway6 router6 pod_ip6 peer_pod_ip6 mtu6 outside_ip6".split(),
         *(
