@@ -55,9 +55,12 @@ TOOLS = {
 def build_tool(name: str) -> Path:
     """Return the program of that name (one of `TOOLS`), built now unless it was before.
 
-    A build is kept under $XDG_CACHE_HOME/testbed/tools by a hash of its sources, pins and compiler.
+    A build is kept under $XDG_CACHE_HOME/testbed/tools by a hash of its sources, pins and compiler; one that
+    TESTBED_NAME names was built elsewhere.
     Raises ToolUnavailable where it cannot be built here, LabError where its build fails.
     """
+    if named := _named(name):
+        return named
     program, go, source = _place(name)
     if program.exists():
         return program
@@ -73,8 +76,23 @@ def built_tool(name: str) -> Path | None:
 
     Raises ToolUnavailable where it cannot be built here.
     """
+    if named := _named(name):
+        return named
     program, _, _ = _place(name)
     return program if program.exists() else None
+
+
+def variable_of(name: str) -> str:
+    """The variable that names a tool's program where it was built elsewhere, such as outside of a guest."""
+    return f"TESTBED_{name.upper()}"
+
+
+def _named(name: str) -> Path | None:
+    """The program that the environment names. Raises ToolUnavailable where that is none."""
+    given = os.environ.get(variable_of(name), "")
+    if given and not os.access(given, os.X_OK):
+        raise ToolUnavailable(f"there is no program {given}", where=variable_of(name))
+    return Path(given) if given else None
 
 
 def _place(name: str) -> tuple[Path, str, Path]:

@@ -20,6 +20,7 @@ from testbed.guest.run import run as run_in_guest
 from testbed.guest.source import GuestUnavailable
 from testbed.options import IN_GUEST, KERNELS
 from testbed.report.parts import VARIABLE
+from testbed.tools import build_tool, variable_of
 
 __all__ = ["IN_GUEST", "VARIABLE", "choose", "in_guest", "lacking", "value_of", "without"]
 
@@ -148,12 +149,14 @@ def in_guest(run: str, options: Sequence[str], kernel: Kernel, part: Path) -> in
     Raises LabError where the guest cannot be started or dies.
     """
     inner = [*without("--kernel", options), "--kernel", "guest"]
+    # Built out here: what is built in a guest ends with it, and root's guest cannot look into root's cache.
+    tools = [("kubernetes", build_tool("kubernetes"))] if value_of("--store", options) == "kubernetes" else []
     code = run_in_guest(
         [sys.executable, "-m", "testbed", "run", run, "--", *inner],
         kernel=kernel.path,
         writable=[part],
-        readable=named_paths(options),
-        env={**environment(kernel), VARIABLE: str(part)},
+        readable=[*named_paths(options), *(path for _, path in tools)],
+        env={**environment(kernel), VARIABLE: str(part), **{variable_of(name): str(path) for name, path in tools}},
     )
     return code if code < 128 or code == Exit.INTERRUPTED else int(Exit.LAB)
 
