@@ -62,6 +62,12 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def bench_labs(session: nox.Session) -> None:
+    """How long labs take, and what they weigh: network namespaces, and containers as root."""
+    work(session, "bench_labs", ("benchmarks.bench_labs", *session.posargs))
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """What takes long and asks for patience: kills at random moments, healing in full, a million inputs each parser."""
     session.env.setdefault("TESTBED_KILLS", os.environ.get("TESTBED_KILLS", "200"))

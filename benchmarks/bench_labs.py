@@ -2,8 +2,9 @@
 
 Usage: python -m benchmarks.bench_labs [--rounds N] [--json FILE]. Prints a table; medians over the rounds.
 
-As root, and with an engine (`testbed engine up`), labs of containers are measured beside the embedded ones, and beside
-`containerlab deploy` of the same file alone.
+Where root can have a Docker engine (the one that runs, else a private one for the time of it) labs of containers are
+measured beside the embedded ones, and beside `containerlab deploy` of the same file alone. The kinds take turns, since
+what else a machine does changes more than what is compared.
 """
 
 from __future__ import annotations
@@ -130,6 +131,7 @@ def whole(kind: str, backend: str) -> dict[str, float]:
 
 def containerlab_alone() -> dict[str, float]:
     """One round of `containerlab deploy` and `destroy` of the file that we render for racks."""
+    from testbed.clab import remains
     from testbed.clab.program import find_containerlab
     from testbed.engine.find import find_engine
     from testbed.labs import clab
@@ -138,12 +140,13 @@ def containerlab_alone() -> dict[str, float]:
     engine, program = find_engine(), find_containerlab()
     tag, binds = clab.image_of(engine, "host")
     clab.write_files(spec, tag, binds)
-    folder = clab.folder_of(spec.id)
-    try:
-        up = timed(lambda: program.deploy(folder, engine))
-    finally:
-        down = timed(lambda: program.destroy(folder, engine))
-        clab.remove_files(spec)
+    folder = remains.folder_of(spec.id)
+    with remains.one_at_a_time() as lock:
+        try:
+            up = timed(lambda: program.deploy(folder, engine, lock))
+        finally:
+            down = timed(lambda: program.destroy(folder, engine, lock))
+            remains.remove_files(spec.id)
     return {"up s": up, "down s": down}
 
 
@@ -159,53 +162,79 @@ CONTAINERS: dict[str, Callable[[], dict[str, float]]] = {
 }
 
 
-def cases() -> dict[str, Callable[[], dict[str, float]]]:
-    """What can be measured here."""
+@contextmanager
+def engine() -> Iterator[bool]:
+    """Whether there is an engine for labs of containers as long as the block lasts; starts one where none runs."""
     from testbed.engine.find import find_engine
 
+    started = False
     try:
-        engine = find_engine()
-        if not engine.local:
+        try:
+            found = find_engine()
+        except LabError:
+            private.start()
+            started = True
+            found = find_engine()
+        if not found.local:
             raise LabError("its namespaces are out of reach")
     except LabError as error:
         print(f"no labs of containers: {error}", file=sys.stderr)
-        return CASES
-    return CASES | CONTAINERS
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        if started:
+            private.stop()
 
 
-def ratios(figures: dict[str, dict[str, float]]) -> dict[str, float]:
-    """How containers compare: our `up` with containerlab's own and flannel's start, and with network namespaces."""
-    if "clab: racks" not in figures:
+def ratios(rounds: dict[str, list[dict[str, float]]]) -> dict[str, float]:
+    """How containers compare, medians of each round's ratio: with containerlab's own and flannel's start, and with
+    network namespaces.
+    """
+    if "clab: racks" not in rounds:
         return {}
-    ours, alone = figures["clab: racks with flannel"], figures["clab: containerlab alone"]
+    whole, embedded = rounds["clab: racks with flannel"], rounds["netns: racks with flannel"]
+    bare = zip(rounds["clab: racks"], rounds["netns: racks"], strict=True)
+    alone = zip(whole, rounds["clab: containerlab alone"], strict=True)
     return {
-        "our up / (containerlab deploy + flannel's start)": ours["up s"] / (alone["up s"] + ours["of it flannel s"]),
-        "clab up / netns up": figures["clab: racks"]["up s"] / figures["netns: racks"]["up s"],
-        "with flannel": ours["up s"] / figures["netns: racks with flannel"]["up s"],
+        "our up / (containerlab deploy + flannel's start)": statistics.median(
+            ours["up s"] / (deploy["up s"] + ours["of it flannel s"]) for ours, deploy in alone
+        ),
+        "clab up / netns up": statistics.median(ours["up s"] / theirs["up s"] for ours, theirs in bare),
+        "with flannel": statistics.median(
+            ours["up s"] / theirs["up s"] for ours, theirs in zip(whole, embedded, strict=True)
+        ),
     }
 
 
+def measure(wanted: dict[str, Callable[[], dict[str, float]]], rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Run every case in turn, round by round; each other round backwards, as neighbours are alike."""
+    seen: dict[str, list[dict[str, float]]] = {name: [] for name in wanted}
+    for number in range(rounds):
+        for name, case in list(wanted.items())[:: -1 if number % 2 else 1]:
+            seen[name].append(case())
+    return seen
+
+
 def main() -> None:
-    """Run every case in turn, round by round, and print the medians."""
+    """Measure, and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="FILE", help="put all figures there, too")
     given = parser.parse_args()
-    wanted = cases()
-    seen: dict[str, list[dict[str, float]]] = {name: [] for name in wanted}
-    for _ in range(given.rounds):
-        for name, case in wanted.items():
-            seen[name].append(case())
+    with engine() as there:
+        seen = measure(CASES | CONTAINERS if there else CASES, given.rounds)
     figures = {
         name: {key: statistics.median(result[key] for result in results) for key in results[0]}
         for name, results in seen.items()
     }
     for name, values in figures.items():
         print(f"{name:28}", "  ".join(f"{key} {value:.2f}" for key, value in values.items()))
-    for name, ratio in ratios(figures).items():
+    for name, ratio in ratios(seen).items():
         print(f"{name}: {ratio:.2f}")
     if given.json:
-        record = {"medians": figures, "rounds": seen, "ratios": ratios(figures), "load": os.getloadavg()[0]}
+        record = {"medians": figures, "rounds": seen, "ratios": ratios(seen), "load": os.getloadavg()[0]}
         given.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -1,8 +1,9 @@
-"""Runs containerlab in a mount namespace of its own, so that it changes no file of this machine.
+"""Runs containerlab in a mount and a network namespace of its own, so that it changes nothing of this machine.
 
-A program, not a module: `python -I -S box.py FOLDER COMMAND…`.  containerlab writes names into /etc/hosts and a file
-into /etc/ssh/ssh_config.d; here both are copies in FOLDER.  It also gives up where /proc has no `modules`, as on a
-kernel without modules; there it sees a /proc that has an empty one.
+A program, not a module: `python -I -S box.py FOLDER COMMAND…`.  containerlab writes names into /etc/hosts, a file into
+/etc/ssh/ssh_config.d and links into /run/netns; here these are in FOLDER.  It gives up where /proc has no `modules`, as
+on a kernel without modules; here it sees a /proc that has an empty one.  It makes cables where it is and then moves
+their ends to the containers, so cables that are on their way when it is killed go with its network.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import shutil
 import sys
 
-NEWNS = 0x20000
+NEWNS, NEWNET = 0x20000, 0x40000000
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 4096, 16384, 1 << 18
 PIDS_AHEAD = 8192
 """How many processes may start, on this machine or in this engine, while containerlab runs."""
@@ -41,6 +42,9 @@ def own_files(folder: str) -> None:
         configs = f"{folder}/ssh_config.d"
         os.makedirs(configs, exist_ok=True)
         mount(configs, "/etc/ssh/ssh_config.d", "", MS_BIND)
+    os.makedirs("/run/netns", exist_ok=True)
+    os.makedirs(f"{folder}/netns", exist_ok=True)
+    mount(f"{folder}/netns", "/run/netns", "", MS_BIND)
 
 
 def proc_with_modules(folder: str) -> None:
@@ -66,7 +70,8 @@ def proc_with_modules(folder: str) -> None:
 def main() -> None:
     folder, *command = sys.argv[1:]
     try:
-        check(libc.unshare(NEWNS) == 0, "making a mount namespace")
+        network = NEWNET if os.environ["DOCKER_HOST"].startswith("unix:") else 0  # any other engine is spoken to by it
+        check(libc.unshare(NEWNS | network) == 0, "making namespaces")
         mount("none", "/", "", MS_REC | MS_PRIVATE)
         own_files(folder)
         if not os.path.exists("/proc/modules"):

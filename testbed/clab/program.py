@@ -30,15 +30,18 @@ class Containerlab:
     path: Path
     version: str
 
-    def deploy(self, folder: Path, engine: Engine) -> None:
-        """Deploy the rendered topology of a folder. Raises LabError with what containerlab said."""
-        self._run(folder, engine, "deploy", "--max-workers", str(WORKERS), "--skip-post-deploy")
+    def deploy(self, folder: Path, engine: Engine, lock: int) -> None:
+        """Deploy the rendered topology of a folder; it holds the descriptor `lock` as long as any part of it runs.
 
-    def destroy(self, folder: Path, engine: Engine) -> None:
-        """Remove what was deployed from a folder. Raises LabError with what containerlab said."""
-        self._run(folder, engine, "destroy", "--cleanup", "--max-workers", str(WORKERS))
+        Raises LabError with what containerlab said.
+        """
+        self._run(folder, engine, lock, "deploy", "--max-workers", str(WORKERS), "--skip-post-deploy")
 
-    def _run(self, folder: Path, engine: Engine, *words: str) -> None:
+    def destroy(self, folder: Path, engine: Engine, lock: int) -> None:
+        """Remove what was deployed from a folder; `lock` as for `deploy`. Raises LabError as it does."""
+        self._run(folder, engine, lock, "destroy", "--cleanup", "--max-workers", str(WORKERS))
+
+    def _run(self, folder: Path, engine: Engine, lock: int, *words: str) -> None:
         program = resources.files("testbed.clab").joinpath("box.py").read_text()
         # It ends with this process, or what it goes on to make would be nobody's.
         tied = ("setpriv", "--pdeathsig", "KILL", "--")
@@ -55,7 +58,9 @@ class Containerlab:
             "CLAB_LABDIR_BASE": str(folder),
         }
         try:
-            done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=DEPLOY_SECONDS, check=False)
+            done = subprocess.run(
+                argv, env=env, capture_output=True, text=True, timeout=DEPLOY_SECONDS, check=False, pass_fds=[lock]
+            )
         except subprocess.TimeoutExpired as error:
             raise LabError(
                 f"`containerlab {words[0]}` took more than {DEPLOY_SECONDS:.0f} s", where=str(folder)

@@ -42,12 +42,12 @@ class PrivateEngine:
     @property
     def socket(self) -> Path:
         """Its only door."""
-        return folder() / "docker.sock"
+        return state.state_folder() / NAME / "docker.sock"
 
     @property
     def address(self) -> str:
         """The same, as DOCKER_HOST has it."""
-        return f"unix://{self.socket}"
+        return address()
 
     @property
     def alive(self) -> bool:
@@ -76,6 +76,11 @@ def folder() -> Path:
     path = state.state_folder() / NAME
     path.mkdir(mode=0o700, exist_ok=True)
     return path
+
+
+def address() -> str:
+    """The private engine's only door as DOCKER_HOST has it, whether or not the engine runs."""
+    return f"unix://{state.state_folder() / NAME / 'docker.sock'}"
 
 
 def _record() -> Path:

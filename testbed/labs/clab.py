@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from http import HTTPStatus
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from docker.errors import APIError, DockerException, ImageNotFound, NotFound
-from docker.models.containers import Container
+from docker.errors import DockerException, ImageNotFound, NotFound
 
+from testbed.clab import remains
 from testbed.clab.program import find_containerlab
+from testbed.clab.remains import LABEL, container_name, folder_of, one_at_a_time
+from testbed.engine import private
 from testbed.engine.find import Engine, find_engine
 from testbed.errors import LabBusyError, LabError
 from testbed.images import store
@@ -31,12 +28,6 @@ from testbed.linkfault import LinkFault
 from testbed.model import LabSpec, LinkSpec
 from testbed.parallel import each
 from testbed.render import Images, cluster_name, render_lab
-
-LABEL = "containerlab"  # the lab's name, on each of its containers
-TOPOLOGY_FILE = "clab-topo-file"
-"""Label with the path of the file that it was deployed from: below our state, for a container of ours."""
-
-GONE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -166,27 +157,12 @@ def open_record(record: state.LabRecord) -> ClabLab:
 
 def remove_record(record: state.LabRecord) -> None:
     """Remove what is left of a lab, also where its private engine is gone, and the containers with it."""
-    if not record.holder.alive:
-        remove_files(record.spec)
-        record.forget()
+    if record.facts["engine"] != private.address() or record.holder.alive:
+        open_record(record).down()
         return
-    open_record(record).down()
-
-
-def folder_of(lab_id: str) -> Path:
-    """Where a lab's rendered files are."""
-    return state.state_folder() / "clab" / lab_id
-
-
-@contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Hold the lock that every deploy and destroy of this user takes: side by side they hang or race."""
-    folder = os.open(state.state_folder(), os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)
+    with state.locked(record.spec.id):
+        remains.remove_files(record.spec.id)
+        record.forget()
 
 
 def bring_up(spec: LabSpec, *, progress: Progress | None = None, image: str = "") -> ClabLab:
@@ -217,8 +193,8 @@ def bring_up(spec: LabSpec, *, progress: Progress | None = None, image: str = ""
             machines = f"{len(spec.nodes)} machines, {len(spec.links)} links"
             with progress.step(f"Deploying {spec.topology}: {machines}"):
                 write_files(spec, tag, binds)
-                with _one_at_a_time():
-                    program.deploy(folder_of(spec.id), engine)
+                with one_at_a_time() as lock:
+                    program.deploy(folder_of(spec.id), engine, lock)
             with progress.step("Addressing and checking the wiring"):
                 lab = ClabLab(replace(record, pids=_pids(engine, spec)), engine)
                 _wire(lab)
@@ -234,14 +210,13 @@ def bring_up(spec: LabSpec, *, progress: Progress | None = None, image: str = ""
 
 
 def _forget(engine: Engine, record: state.LabRecord) -> None:
-    """Remove a lab and its record; its containers have gone already where the private engine has."""
-    if engine.private is None or engine.private.alive:
-        try:
-            _remove(engine, record.spec)
-        except LabError:
-            if engine.private is None or engine.private.alive:
-                raise
-    remove_files(record.spec)
+    """Remove a lab, and its record last; its containers have gone already where the private engine has."""
+    try:
+        remains.remove(engine, record.spec.id, complete=bool(record.pids))
+    except LabError:
+        if engine.private is None or engine.private.alive:
+            raise
+        remains.remove_files(record.spec.id)
     record.forget()
 
 
@@ -272,7 +247,7 @@ def _holder(engine: Engine) -> state.Holder:
 
 def _nobody_elses(engine: Engine, spec: LabSpec) -> None:
     name = cluster_name(spec)
-    others = engine.client.containers.list(all=True, filters={"label": f"{LABEL}={name}"})
+    others = engine.client.containers.list(all=True, filters={"label": f"{LABEL}={name}"}, ignore_removed=True)
     if others:
         names = ", ".join(sorted(str(container.name) for container in others))
         raise LabBusyError(
@@ -284,7 +259,7 @@ def _nobody_elses(engine: Engine, spec: LabSpec) -> None:
 def write_files(spec: LabSpec, tag: str, binds: tuple[str, ...]) -> None:
     """Put what containerlab reads into the lab's folder."""
     place = folder_of(spec.id)
-    shutil.rmtree(place, ignore_errors=True)
+    remains.remove_files(spec.id)
     images = Images(frr=tag, node=tag, binds=binds)
     for name, text in render_lab(spec, images).items():
         path = place / name
@@ -305,11 +280,6 @@ def _pids(engine: Engine, spec: LabSpec) -> dict[str, int]:
             said = facts["State"].get("Error") or f"exit {facts['State']['ExitCode']}"
             raise LabError(f"the container of {node.name} does not run: {said}")
     return found
-
-
-def container_name(spec: LabSpec, node: str) -> str:
-    """What containerlab calls the machine's container."""
-    return f"clab-{cluster_name(spec)}-{node}"
 
 
 def _plan(spec: LabSpec, name: str) -> dict[str, Any]:
@@ -348,43 +318,3 @@ def _wire_by_pids(lab: ClabLab, machines: dict[str, dict[str, Any]]) -> dict[str
         if "error" in answer:
             raise LabError(f"{name} cannot be wired: {answer['error']}", where=lab.spec.id)
     return answers
-
-
-def _remove(engine: Engine, spec: LabSpec) -> None:
-    """Remove everything of a lab, however far it came."""
-    with _one_at_a_time():
-        try:
-            each(_kill, _containers(engine, spec))
-            left = [str(container.name) for container in _containers(engine, spec)]
-        except DockerException as error:
-            raise LabError(f"lab {spec.id} cannot be removed: {error}", hint="is the Docker engine well?") from error
-        if left:
-            raise LabError(f"lab {spec.id} is down, but left containers behind: {' '.join(left)}")
-        links = [f"/run/netns/{container_name(spec, node.name)}" for node in spec.nodes]
-        way = engine.private.entering() if engine.private else ()
-        subprocess.run([*way, "rm", "-f", "--", *links], check=False, capture_output=True)
-    remove_files(spec)
-
-
-def remove_files(spec: LabSpec) -> None:
-    """Remove the lab's folder."""
-    place = folder_of(spec.id)
-    shutil.rmtree(place, ignore_errors=True)
-    with suppress(OSError):  # another lab's are in there
-        place.parent.rmdir()
-
-
-def _containers(engine: Engine, spec: LabSpec) -> list[Container]:
-    """The lab's containers: of its name, and deployed from its folder."""
-    found = engine.client.containers.list(all=True, filters={"label": f"{LABEL}={cluster_name(spec)}"})
-    place = f"{folder_of(spec.id)}/"
-    return [container for container in found if container.labels.get(TOPOLOGY_FILE, "").startswith(place)]
-
-
-def _kill(container: Container) -> None:
-    with suppress(NotFound):
-        try:
-            container.remove(force=True, v=True)
-        except APIError as error:
-            if error.status_code != HTTPStatus.CONFLICT:  # it is being removed already
-                raise

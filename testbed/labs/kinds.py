@@ -58,7 +58,7 @@ def remove(record: state.LabRecord) -> None:
 
 def down_all() -> list[str]:
     """Remove every lab of this user, dead or alive, and what killed commands left; returns the labs' ids."""
-    removed = []
+    removed, errors = [], []
     for lab_id in state.known_ids():
         try:
             record = state.read_record(lab_id)
@@ -66,8 +66,17 @@ def down_all() -> list[str]:
             state.salvage(lab_id)
             removed.append(lab_id)
             continue
-        if record:
-            remove(record)
-            removed.append(lab_id)
+        try:
+            if record:
+                remove(record)
+                removed.append(lab_id)
+        except LabError as error:  # the others can go all the same
+            errors.append(error)
+    if (state.state_folder() / "clab").exists():
+        from testbed.clab import remains
+
+        removed += remains.sweep()
     state.sweep()
+    if errors:
+        raise errors[0]
     return removed

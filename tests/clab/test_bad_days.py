@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from testbed.clab import program
+from testbed.clab import program, remains
 from testbed.engine import find, private
 from testbed.engine.find import find_engine
 from testbed.errors import LabBusyError, LabError
 from testbed.images import store
-from testbed.labs import clab, kinds, state
+from testbed.labs import kinds, state
 from testbed.model import LabSpec
 from testbed.render import cluster_name
 from testbed.topology import load_topology
@@ -87,7 +87,7 @@ def test_an_image_that_the_engine_has_not(on_engine: Path, flat: LabSpec) -> Non
 def test_containers_of_somebody_else_with_the_labs_name_are_left_alone(on_engine: Path, flat: LabSpec) -> None:
     client = find_engine().client
     tag = store.ensure(client, store.kind_of("host"))
-    labels = {clab.LABEL: cluster_name(flat)}
+    labels = {remains.LABEL: cluster_name(flat)}
     other = client.containers.create(tag, ["sleep", "1"], name="somebodys", labels=labels, network_mode="none")
     try:
         with pytest.raises(LabBusyError, match="has containers of a lab .* already: somebodys\n.*another --name"):

@@ -95,7 +95,8 @@ print(os.path.realpath("/proc/self").endswith(f"/{os.getpid()}"))
 """
     hosts = Path("/etc/hosts").read_text()
     argv = [sys.executable, "-I", "-S", str(BOX), str(tmp_path), sys.executable, "-c", script]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    env = os.environ | {"DOCKER_HOST": "unix:///nowhere"}
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].startswith("True python")
     assert done.stdout.splitlines()[1:] == ["cat", "True"]

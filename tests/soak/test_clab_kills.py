@@ -54,12 +54,18 @@ def present(folder: Path) -> set[str]:
     return found | {f"file {path}" for path in folder.rglob("*") if folder / "engine" not in (path, *path.parents)}
 
 
-def run(argv: list[str], timeout: float | None = None) -> bool:
-    """Run a command, or kill it after so many seconds; whether it was killed."""
+def succeed(*argv: str) -> None:
+    """Run a command that has to succeed."""
+    done = subprocess.run([sys.executable, "-m", "testbed", *argv], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"testbed {' '.join(argv)}: {done.returncode}\n{done.stdout}{done.stderr}"
+
+
+def kill_after(seconds: float, *argv: str) -> bool:
+    """Run a command and kill it after so many seconds; whether it had not ended before."""
     words = [sys.executable, "-m", "testbed", *argv]
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            process.wait(timeout)
+            process.wait(seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             return True
@@ -73,13 +79,15 @@ def test_killed_commands_leave_nothing(engine: Path) -> None:
     assert any("somebodys running" in line for line in before)
     for number in range(KILLS):
         name = unique("soak")
-        up = ["up", "flat", "--backend", "host_gw", "--lab", "clab", "--name", name]
-        down = ["down", "--name", name]
+        up = ("up", "flat", "--backend", "host_gw", "--lab", "clab", "--name", name)
+        down = ("down", "--name", name)
         what = up if number % 3 else down
         if what is down:
-            assert not run(up)
-        killed += run(what, timeout=dice.uniform(0.3, 8 if what is up else 2))
-        assert not run(["down", "--all"])
+            succeed(*up)
+        moment = dice.uniform(0.3, 8 if what is up else 2)
+        killed += kill_after(moment, *what)
+        succeed("down", "--all")
+        # The engine takes a moment to let go of what a removed container was made of.
         clean = Deadline(20).poll(lambda: present(engine) == before or None)
-        assert clean, f"killing {what[0]} ({number}): {sorted(present(engine) ^ before)}"
+        assert clean, f"killing {what[0]} ({number}) after {moment:.2f} s: {sorted(present(engine) ^ before)}"
     assert killed, "nothing was killed: the moments are badly chosen"
