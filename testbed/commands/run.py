@@ -98,8 +98,8 @@ class Outcome:
         parser.prog = "testbed run NAME"
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        """Called by pytest on Ctrl-C, and on pytest.exit(), which carries a code of its own."""
-        self.interrupted = isinstance(excinfo.value, KeyboardInterrupt)
+        """Called by pytest on Ctrl-C; also on pytest.exit(), and where it cannot read a file: kinds of their own."""
+        self.interrupted = type(excinfo.value) is KeyboardInterrupt
 
     def pytest_internalerror(self) -> None:
         """Called by pytest when it, or a plugin, fails."""

@@ -239,3 +239,14 @@ cli.main()
     assert process.wait(20) == 130
     assert began.read_text() == "vxlan\n"
     assert ended.read_text() == "ended\n"
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"), [(KeyboardInterrupt(), 130), (pytest.Session.Interrupted("1 error during collection"), 2)]
+)
+def test_only_the_users_own_interrupt_is_one(ending: BaseException, code: int) -> None:
+    outcome = run_command.Outcome()
+    with pytest.raises(type(ending)) as raised:
+        raise ending
+    outcome.pytest_keyboard_interrupt(raised)
+    assert outcome.code(2) == code
