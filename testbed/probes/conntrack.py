@@ -47,6 +47,26 @@ def read_connections(place: Place, family: str = "ipv4") -> tuple[Connection, ..
     return parse_conntrack(place.run(["conntrack", "-L", "-f", family, "-o", "extended"]).stdout, place.name)
 
 
+def read_counters(place: Place) -> dict[str, int]:
+    """The tracker's own counters on a node, such as `insert_failed`, all processors together. Raises LabError."""
+    return parse_counters(place.run(["conntrack", "-S"]).stdout, place.name)
+
+
+def parse_counters(text: str, where: str) -> dict[str, int]:
+    """Read what `conntrack -S` prints, a line for each processor. Raises LabError for a line of another form."""
+    found: dict[str, int] = {}
+    try:
+        for line in text.splitlines():
+            cpu, *pairs = (word.partition("=") for word in line.split())
+            if cpu[0] != "cpu":
+                raise ValueError(cpu[0])
+            for key, _, value in pairs:
+                found[key] = found.get(key, 0) + int(value)
+    except ValueError as error:
+        raise LabError(f"conntrack -S printed a line of another form: {text[:300]!r}", where=where) from error
+    return found
+
+
 def parse_conntrack(text: str, where: str) -> tuple[Connection, ...]:
     """Read what `conntrack -L -o extended` prints. Raises LabError for a line of another form."""
     return tuple(_connection(line, where) for line in text.splitlines() if line.strip())
