@@ -7,6 +7,7 @@ from ipaddress import IPv4Interface
 from testbed.checks import check
 from testbed.fixtures import Facts
 from testbed.nodes.deploy import Cluster
+from testbed.probes.iproute import udp_sockets
 
 CHECKSUMS = {"udp_csum": True, "udp_zero_csum6_tx": False, "udp_zero_csum6_rx": False}
 """What a device has that was made by flannel 0.28; older versions gave noudpcsum."""
@@ -60,3 +61,14 @@ def test_device_leaves_room_for_the_headers(cluster: Cluster, facts: Facts) -> N
     for node in cluster.members:
         device = facts.link(node.name, str(cluster.flannel.tunnel_device))
         assert device.mtu == facts.mtu(node.name), f"{node.name}: {device.name} has MTU {device.mtu}"
+
+
+@check("VXD-05")
+def test_the_port_is_the_kernel_s(cluster: Cluster) -> None:
+    """A UDP socket on the Port that no process holds: packets are encapsulated by the kernel. Source: S4, S0."""
+    port = cluster.flannel.port
+    for node in cluster.members:
+        sockets = [socket for socket in udp_sockets(node) if socket.port == port]
+        assert sockets, f"{node.name}: no socket on UDP port {port}"
+        owners = [owner for socket in sockets for owner in socket.owners]
+        assert not owners, f"{node.name}: UDP port {port} is held by {owners}"

@@ -7,6 +7,7 @@ a well-known port: flannel's vxlan runs on any port, and tcpdump takes 8472 for 
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
@@ -83,12 +84,17 @@ class Ip6:
 
 @dataclass(frozen=True, slots=True)
 class Udp:
-    """A UDP header; `checksum` as it stands on the wire, 0 where the sender gave none."""
+    """A UDP header; `checksum` as it stands on the wire, 0 where the sender gave none.
+
+    `wrong`: there is one, and it is not that of the packet. Only where it is received that is a fault: a sender may
+    leave it to its network card.
+    """
 
     sport: int
     dport: int
     length: int
     checksum: int
+    wrong: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +202,26 @@ def _ip6(packet: Any) -> Ip6:
     )
 
 
+def _udp(
+    packet: Any, src: IPv4Address | IPv6Address, dst: IPv4Address | IPv6Address, *, whole: bool = True
+) -> Udp:  # fmt: skip
+    raw = packet.original[: packet.len]
+    wrong = False
+    if packet.chksum and whole and len(raw) == packet.len:
+        pseudo = src.packed + dst.packed + struct.pack("!IHH", packet.len, 0, 17)
+        wrong = _sum(pseudo + raw) != 0xFFFF
+    return Udp(packet.sport, packet.dport, packet.len, packet.chksum, wrong)
+
+
+def _sum(data: bytes) -> int:
+    """The ones' complement sum of 16-bit words; 0xffff over what has a right checksum in it."""
+    data += b"\0" * (len(data) % 2)
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
 def _tcp(packet: Any) -> Tcp:
     mss = next((value for name, value in packet.options if name == "MSS"), None)
     return Tcp(packet.sport, packet.dport, str(packet.flags), mss)
@@ -240,7 +266,7 @@ def _decoded(packet: Any, tunnel: Tunnel, time: float, length: int) -> Decoded:
         body = ip6.payload
         payload = bytes(body.payload) if body else b""
         if isinstance(body, inet.UDP):
-            udp = Udp(body.sport, body.dport, body.len, body.chksum)
+            udp = _udp(body, IPv6Address(ip6.src), IPv6Address(ip6.dst))
             vxlan, inner = _tunnelled(udp, payload, tunnel, time)
         elif isinstance(body, inet.TCP):
             tcp = _tcp(body)
@@ -252,7 +278,7 @@ def _decoded(packet: Any, tunnel: Tunnel, time: float, length: int) -> Decoded:
         payload = bytes(body.payload) if body else b""
         fragment = ip.frag > 0
         if isinstance(body, inet.UDP) and not fragment:
-            udp = Udp(body.sport, body.dport, body.len, body.chksum)
+            udp = _udp(body, IPv4Address(ip.src), IPv4Address(ip.dst), whole=not ip.flags.MF)
             vxlan, inner = _tunnelled(udp, payload, tunnel, time)
         elif isinstance(body, inet.TCP) and not fragment:
             tcp = _tcp(body)

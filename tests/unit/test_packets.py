@@ -8,6 +8,7 @@ import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import ARP, Ether
 from scapy.layers.vxlan import VXLAN
+from scapy.packet import Padding
 
 from testbed.errors import LabError
 from testbed.probes.packets import ETHERNET, RAW_IP, Decoded, Tunnel, decode
@@ -108,3 +109,18 @@ def test_fragments_arp_and_tcp() -> None:
 def test_what_is_no_packet_is_the_labs_fault(raw: bytes, link_type: int) -> None:
     with pytest.raises(LabError):
         decode(raw, link_type, Tunnel("vxlan", 8472))
+
+
+@pytest.mark.parametrize(
+    ("frame", "wrong"),
+    [
+        (OUTER / UDP(sport=40000, dport=7) / b"odd", False),
+        (OUTER / UDP(sport=40000, dport=7, chksum=0) / b"none", False),
+        (OUTER / UDP(sport=40000, dport=7, chksum=0x1234) / b"another", True),
+        (OUTER / UDP(sport=40000, dport=7) / b"with a trailer" / Padding(b"\0" * 9), False),
+    ],
+)
+def test_a_checksum_is_compared_with_the_packet(frame: object, wrong: bool) -> None:
+    found = decode(built(frame), ETHERNET, Tunnel())
+    assert found.udp
+    assert found.udp.wrong is wrong
