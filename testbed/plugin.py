@@ -36,6 +36,7 @@ from testbed.options import (
 )
 from testbed.report.conclude import Ending, conclude
 from testbed.report.expectations import load_expectations
+from testbed.report.following import Following
 from testbed.report.parts import PartWriter
 from testbed.report.record import RunRecord, Verdict
 from testbed.report.terminal import Screen
@@ -128,6 +129,8 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     try:
         run = config.stash[RUN] = _start(config)
+        run.following = Following(run)
+        config.pluginmanager.register(run.following, "testbed-following")
         if collecting.worker_id(config):
             run.staging = Path(getattr(config, "workerinput")["testbed_staging"])  # noqa: B009 (xdist's attribute)
             return
@@ -263,6 +266,8 @@ def pytest_runtest_makereport(
     outcome = outcome_of(item, call, report, run)
     if outcome is None:
         return report
+    if run.following is not None:
+        outcome.account = run.following.account(item, call, outcome)
     if run.staging is not None and outcome.verdict not in (Verdict.HELD, Verdict.SKIPPED):
         try:
             outcome.artefacts = save_artefacts(run.staging, outcome.item, artefacts_of(item, report))

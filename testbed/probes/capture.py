@@ -57,6 +57,7 @@ class Target:
     node: Place
     iface: str
     netns: str = ""
+    pod: str = ""  # whose way to its node it is
 
 
 def capture_filter(tunnel: Tunnel) -> str:

@@ -39,6 +39,8 @@ class Outcome:
     slow: bool = False
     artefacts: list[str] = field(default_factory=list)
     input_error: bool = False  # the user's input was found wrong only while the run was under way
+    account: dict[str, Any] = field(default_factory=dict)  # what it did: see `testbed.report.following`
+    sketch: dict[str, Any] | None = None  # the lab that it ran in, with the first outcome of each lab
 
     @property
     def group(self) -> str:
@@ -48,8 +50,8 @@ class Outcome:
     def to_json(self) -> dict[str, Any]:
         """The outcome as it stands in checks.json."""
         facts = asdict(self)
-        del facts["item"], facts["input_error"]
-        return facts | {"verdict": str(self.verdict), "seconds": round(self.seconds, 3)}
+        del facts["item"], facts["input_error"], facts["sketch"]
+        return facts | {"name": self.item} | {"verdict": str(self.verdict), "seconds": round(self.seconds, 3)}
 
     def to_message(self) -> dict[str, Any]:
         """The outcome as plain data, to travel from a worker process."""
@@ -91,12 +93,16 @@ class RunRecord:
     interrupted: bool = False
     broken: str = ""  # the test runner's own error
     exit: int = int(Exit.NOTHING_RAN)
+    labs: dict[str, Any] = field(default_factory=dict)  # by their names: see `testbed.report.sketch`
 
     def add(self, outcome: Outcome) -> None:
         """Keep an outcome; a second one for the same check, from its clean-up, counts where it is the worse."""
+        if outcome.sketch is not None:
+            self.labs[str(outcome.account.get("lab", ""))] = outcome.sketch
         for position, known in enumerate(self.outcomes):
             if known.item == outcome.item:
                 if outcome.verdict is not Verdict.HELD:
+                    outcome.account = {**outcome.account, **known.account}
                     self.outcomes[position] = outcome
                 return
         self.outcomes.append(outcome)
@@ -123,7 +129,7 @@ class RunRecord:
         """The run as checks.json holds it."""
         run = self.facts | {"exit": self.exit}
         checks = [outcome.to_json() for outcome in self.outcomes]
-        return {"schema": 1, "run": run, "checks": checks}
+        return {"schema": 1, "run": run, "checks": checks, "labs": self.labs}
 
 
 def exit_code(outcomes: Iterable[Outcome], *, interrupted: bool = False, broken: bool = False) -> Exit:

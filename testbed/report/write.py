@@ -13,10 +13,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from testbed.deadline import Deadline
 from testbed.errors import InputError, LabError
 from testbed.report.junit import to_junit
+from testbed.report.page.build import page_of
 from testbed.report.parts import Part
 from testbed.report.record import RunRecord
 
@@ -108,7 +110,9 @@ class ReportFolder:
     def write(self, record: RunRecord) -> Path:
         """Write everything and put it in its place; returns the folder. Raises LabError, and leaves nothing then."""
         try:
-            _write(self.staging / "checks.json", json.dumps(record.to_json(), indent=1, ensure_ascii=False) + "\n")
+            document = record.to_json()
+            _write(self.staging / "checks.json", to_text(document))
+            _write(self.staging / "index.html", page_of(document))
             _write(self.staging / "junit.xml", to_junit(record))
             with self._locked():
                 self._replace()
@@ -158,6 +162,22 @@ def _open_folder(path: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def to_text(document: Mapping[str, Any]) -> str:
+    """The run as the text of checks.json: a line a check, since what they did would make thousands of lines."""
+
+    def line(value: object) -> str:
+        return json.dumps(value, ensure_ascii=False)
+
+    parts = []
+    for key, value in document.items():
+        if key == "checks":
+            rows = ",\n".join(f"  {line(check)}" for check in value)
+            parts.append(f' "checks": [\n{rows}\n ]')
+        else:
+            parts.append(f" {line(key)}: {line(value)}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def _write(path: Path, text: str) -> None:

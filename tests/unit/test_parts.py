@@ -49,7 +49,7 @@ def test_parts_become_one_report_in_the_catalogue_s_order(run: Passes, tmp_path:
     assert run.conclude() == Exit.FAILED
     expected = [("DEP-12", "failed"), ("LSE-01", "held"), ("VXD-01", "held"), ("VXD-02", "held")]
     assert report(tmp_path) == expected
-    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["checks.json", "junit.xml"]
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["checks.json", "index.html", "junit.xml"]
 
 
 def test_what_failed_checks_left_comes_along(run: Passes, tmp_path: Path) -> None:

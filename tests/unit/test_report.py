@@ -167,7 +167,7 @@ def test_a_report_replaces_the_earlier_one_whole(tmp_path: Path) -> None:
     assert json.loads((place / "checks.json").read_text())["checks"][0]["id"] == "A-1"
     second.write(record(outcome("A-2")))
     assert json.loads((place / "checks.json").read_text())["checks"][0]["id"] == "A-2"
-    assert sorted(path.name for path in place.iterdir()) == ["checks.json", "junit.xml"]
+    assert sorted(path.name for path in place.iterdir()) == ["checks.json", "index.html", "junit.xml"]
     assert [path.name for path in place.parent.iterdir() if path.is_dir()] == ["vxlan"]
 
 
@@ -215,12 +215,12 @@ try:
     ReportFolder(place).write(RunRecord({}, [Outcome("A-2", "A-2", "vxlan", Verdict.FAILED, 0, "x" * 400_000)]))
 except LabError as error:
     print(error)
-print(sorted(p.name for p in place.parent.iterdir() if p.is_dir()), (place / "checks.json").read_text().count("A-1"))
+print(sorted(p.name for p in place.parent.iterdir() if p.is_dir()), (place / "checks.json").read_text().count('"id": "A-1"'))
 """
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_the_earlier_report(tmp_path: Path) -> None:
-    mounted = ["unshare", "-Urm", "sh", "-c", 'mount -t tmpfs -o size=200k none "$1" && exec "$2" -c "$3" "$1"', "sh"]
+    mounted = ["unshare", "-Urm", "sh", "-c", 'mount -t tmpfs -o size=400k none "$1" && exec "$2" -c "$3" "$1"', "sh"]
     argv = [*mounted, str(tmp_path), sys.executable, FULL]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     if "mount" in done.stderr or "unshare" in done.stderr:

@@ -1,0 +1,139 @@
+"""Follows the checks of a run while they go on, and tells of each what it did: its account, for the report.
+
+    "account": {"lab": "vxlan-1f", "began": 1764000000.0,
+     "asserted": [{"text": "packet.udp.dport == cluster.flannel.port", "seen": "8472 == 8472", "wanted": "",
+                   "sign": "", "held": true, "times": 6, "line": 61}, …],
+     "commands": [{"where": "worker1/client", "argv": ["ping", …], "rc": 0, "seconds": 0.01, "output": ""}, …],
+     "flows": [{"what": "3 × ping, 56 bytes", "source": "worker1/client", "target": "10.244.3.2",
+                "answered": "0 of 3", "route": [STAGE, …],
+                "seen": [{"at": "worker1:eth0", "there": 3, "back": 0, "errors": 0, "tunnelled": true,
+                          "first": 0.0021}, …]}, …],
+     "packets": [PACKET, …],                    # those that the check looked at; see `testbed.report.page.layers`
+     "left_out": {"commands": 3}}
+
+A STAGE is an interface that the flow has to come through: {"at": "worker1:eth0", "machine": "worker1", "readable":
+true}; one that is not readable shows it encrypted, if at all.  `first` is in seconds since the check began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from testbed import journal
+from testbed.fixtures import Facts
+from testbed.probes.capture import Window
+from testbed.report import sightings, sketch
+from testbed.report.record import Outcome, Verdict
+from testbed.runstate import Run
+
+if TYPE_CHECKING:
+    from _pytest.fixtures import FixtureDef, SubRequest
+
+TEXT = 400
+"""Characters that are kept of an expression and of its values."""
+
+BAD = (Verdict.FAILED, Verdict.INCONCLUSIVE, Verdict.EXPECTED_FAILURE, Verdict.LAB_ERROR)
+
+
+def shortened(text: str, most: int = TEXT) -> str:
+    """The text in one line; the middle is left out of one that is too long."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 60]} … {line[-50:]}"
+
+
+class Following:
+    """Hooks of pytest's that write the journal of each check of a run."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.sketched = False
+        self._compared: tuple[str, object, object] | None = None
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Follow a check from its fixtures to its clean-up."""
+        if item.get_closest_marker("check") is not None:
+            journal.begin()
+        self._compared = None
+        try:
+            return (yield)
+        finally:
+            journal.end()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: FixtureDef[Any], request: SubRequest) -> Generator[None, object, object]:
+        """What the whole run needs, such as the lab, is nobody's own doing."""
+        if fixturedef.scope != "session":
+            return (yield)
+        with journal.paused():
+            return (yield)
+
+    def pytest_assertion_pass(self, item: pytest.Item, lineno: int, orig: str, expl: str) -> None:
+        """Note what held, and with which values."""
+        self._compared = None
+        notes = journal.current()
+        if notes is not None:
+            notes.held(shortened(orig), shortened(expl.partition("\n")[0]), lineno)
+
+    def pytest_assertrepr_compare(self, op: str, left: object, right: object) -> None:
+        """Remember both sides of the latest comparison: of a failed assertion the first that did not hold."""
+        self._compared = op, left, right
+
+    # --- the account
+
+    def account(self, item: pytest.Item, call: pytest.CallInfo[None], outcome: Outcome) -> dict[str, Any]:
+        """What the check has done, as plain data."""
+        notes = journal.current()
+        if notes is None or outcome.verdict is Verdict.SKIPPED:
+            return {}
+        with journal.paused():
+            if call.excinfo is not None and isinstance(call.excinfo.value, AssertionError):
+                notes.assertions.append(self._failed(call.excinfo))
+            found = {"lab": self.run.options.name, "began": round(call.start, 3), **_plain(notes)}
+            try:
+                return found | self._seen(item, notes, outcome)
+            except Exception as error:  # noqa: BLE001 (whatever is wrong with a lab, its checks have a verdict)
+                return found | {"lost": f"{type(error).__name__}: {error}"}
+
+    def _seen(self, item: pytest.Item, notes: journal.Journal, outcome: Outcome) -> dict[str, Any]:
+        """What the captures have of the check's flows; the first time the lab is looked at too."""
+        cluster, arguments = self.run.cluster, getattr(item, "funcargs", {})
+        if cluster is None:
+            return {}
+        if not self.sketched:
+            self.sketched = True
+            outcome.sketch = sketch.of(cluster, arguments.get("facts") or Facts(cluster))
+        window = arguments.get("window")
+        if not isinstance(window, Window):
+            return {}
+        return sightings.of(notes, window, cluster, thorough=outcome.verdict in BAD)
+
+    def _failed(self, excinfo: pytest.ExceptionInfo[BaseException]) -> journal.Assertion:
+        """The assertion that failed, with what was compared where it is a comparison."""
+        entry = excinfo.traceback[-1]
+        text = shortened(str(entry.statement).strip().removeprefix("assert "))
+        failed = journal.Assertion(text, shortened(str(excinfo.value)), held=False, line=entry.lineno + 1)
+        if self._compared is not None:
+            sign, left, right = self._compared
+            failed.sign, failed.seen, failed.wanted = sign, _value(left), _value(right)
+        return failed
+
+
+def _value(value: object) -> str:
+    try:
+        return shortened(repr(value), 2000)
+    except Exception as error:  # noqa: BLE001 (a stranger's __repr__ must not cost the report)
+        return f"<{type(value).__name__}: {type(error).__name__}>"
+
+
+def _plain(notes: journal.Journal) -> dict[str, Any]:
+    """What the journal itself has, but for the flows."""
+    return {
+        "asserted": [asdict(assertion) for assertion in notes.assertions],
+        "commands": [asdict(c) | {"argv": list(c.argv), "seconds": round(c.seconds, 4)} for c in notes.commands],
+        "left_out": dict(notes.left_out),
+    }
