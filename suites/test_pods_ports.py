@@ -27,9 +27,9 @@ def test_bridge_has_one_veth_for_each_pod(cluster: Cluster, facts: Facts) -> Non
         facts.forget()
         pods = [pod for pod in cluster.pods.values() if pod.node.name == node.name]
         veths = sorted(facts.host_veth(pod).name for pod in pods)
-        assert sorted(ports_of(facts, node.name)) == veths, f"{node.name} has other ports than those of {len(pods)} pods"
-        own = node.spec.underlay.name
-        others = [one.name for one in facts.node(node.name).links if one.kind == "veth" and one.name not in (own, *veths)]
+        assert sorted(ports_of(facts, node.name)) == veths, f"{node.name} has other ports than {len(pods)} pods"
+        known = {node.spec.underlay.name, *veths}
+        others = [one.name for one in facts.node(node.name).links if one.kind == "veth" and one.name not in known]
         assert not others, f"{node.name} has the veths {others} of no pod"
     node = cluster.members[-1]
     before = ports_of(facts, node.name)

@@ -86,22 +86,26 @@ class Scene:
             "local_veth": self.facts.host_veth(self.local_pod).name,
             "peer_veth": self.facts.host_veth(self.peer_pod).name,
         }
-        for title, one in (("peer", self.peer), ("near", self.near), ("other", self.other)):
+        for title, one in self._others.items():
             found |= {f"{title}_{key}": value for key, value in self._node(one).items()}
         if node.name in {member.name for member in self.cluster.members}:
             found |= {f"own_{key}": value for key, value in self._node(node).items()}
             found |= {"nic": node.spec.underlay.name, "gateway": str(self.cluster.pod_cidr(node.name)[1])}
             found |= {"mtu": str(self.facts.mtu(node.name)), "router": str(node.spec.gateway)}
-            found |= self._encryption(node)
+            found |= self._keys() if flannel.backend.type == "wireguard" and flannel.ipv4 else {}
             found |= self._words6(node) if flannel.network6 is not None else {}
         return found
 
-    def _encryption(self, node: Node) -> Mapping[str, str]:
-        """The key by which the peer is a peer of wireguard's."""
-        if self.cluster.flannel.backend.type != "wireguard" or not self.cluster.flannel.ipv4:
-            return {}
+    @property
+    def _others(self) -> Mapping[str, Node]:
+        """Who else there is, by what mutations call them."""
+        return {"client": self.client, "peer": self.peer, "near": self.near, "other": self.other}
+
+    def _keys(self) -> Mapping[str, str]:
+        """The keys by which the nodes are peers of wireguard's."""
         leases = self.cluster.leases()
-        return {"peer_key": str(leases[self.peer.name]["value"]["BackendData"]["PublicKey"])}
+        keys = {title: leases[one.name]["value"]["BackendData"]["PublicKey"] for title, one in self._others.items()}
+        return {f"{title}_key": str(key) for title, key in keys.items()}
 
     def _words6(self, node: Node) -> Mapping[str, str]:
         """What is known of IPv6, which not every lab has."""
@@ -117,7 +121,7 @@ class Scene:
             "mtu6": str(cluster.flannel.mtu6_of(node.spec.underlay.mtu)),
             "outside_ip6": str(cluster.lab.spec.outside.ip6),
         }
-        for title, one in (("own", node), ("peer", self.peer), ("near", self.near), ("other", self.other)):
+        for title, one in {"own": node, **self._others}.items():
             cidr = cluster.pod_cidr6(one.name)
             tunnel = self.facts.node(one.name).link(device)
             found |= {f"{title}_cidr6": str(cidr), f"{title}_base6": str(cidr[0]), f"{title}_ip6": str(one.spec.ip6)}
@@ -193,7 +197,8 @@ def _replace(cluster: Cluster, nodes: Sequence[Node], replacement: Replacement, 
         owner = owner or "sys.modules[__name__]"
         source += "\n\nimport sys" + _REPLACING.format(text=replacement.text, owner=owner, name=name)
 
-    def change(node: Node) -> None:
+    def change(known: Node) -> None:
+        node = cluster.lab.node(known.name)  # it may have started anew since
         cluster.stop_flanneld(node.name)
         node.write(f"{LIBRARY}/flannel/{inside}.py", source)
         for path, data in compiled.items():

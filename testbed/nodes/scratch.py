@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from testbed.errors import TestbedError
 from testbed.probes.cnifiles import DELEGATES, NETWORKS, read_cni_files
 
 if TYPE_CHECKING:
+    from testbed.labs.base import Node
     from testbed.nodes.deploy import Cluster
     from testbed.nodes.pods import Pod
 
@@ -29,7 +30,15 @@ def discard(cluster: Cluster, pod: Pod) -> None:
     with suppress(TestbedError):
         cluster.delete_pod(pod)
     cluster.pods.pop(pod.name, None)
-    network = str(cluster.flannel.cni_conf["name"])
-    left = [f"{NETWORKS}/{network}/{address}" for address in read_cni_files(pod.node, network).of(pod.container_id)]
-    pod.node.run(["rm", "-f", f"{DELEGATES}/{pod.container_id}", *left])
+    alive = {one.container_id for one in cluster.pods.values()}
+    forget_pods(pod.node, str(cluster.flannel.cni_conf["name"]), alive)
     pod.node.run(["ip", "netns", "delete", f"cni-{pod.container_id[:12]}"], check=False)
+
+
+def forget_pods(node: Node, network: str, alive: Collection[str]) -> None:
+    """Remove what CNI keeps on a node for containers other than these; `network` is the conflist's name."""
+    found = read_cni_files(node, network)
+    dead = [f"{NETWORKS}/{network}/{address}" for address, who in found.reserved.items() if who not in alive]
+    dead += [f"{DELEGATES}/{who}" for who in found.delegates if who not in alive]
+    if dead:
+        node.run(["rm", "-f", *dead])
