@@ -17,6 +17,7 @@ true}; one that is not readable shows it encrypted, if at all.  `first` is in se
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ import pytest
 
 from testbed import journal
 from testbed.fixtures import Facts
-from testbed.probes.capture import Window
+from testbed.probes.capture import Captures, Window
 from testbed.report import sightings, sketch
 from testbed.report.record import Outcome, Verdict
 from testbed.runstate import Run
@@ -39,9 +40,12 @@ TEXT = 400
 BAD = (Verdict.FAILED, Verdict.INCONCLUSIVE, Verdict.EXPECTED_FAILURE, Verdict.LAB_ERROR)
 
 
+_ADDRESS = re.compile(r"IPv[46](?:Address|Network|Interface)\('([^']*)'\)")
+
+
 def shortened(text: str, most: int = TEXT) -> str:
-    """The text in one line; the middle is left out of one that is too long."""
-    line = " ".join(text.split())
+    """The text in one line, addresses as people write them; the middle is left out of one that is too long."""
+    line = _ADDRESS.sub(r"\1", " ".join(text.split()))
     return line if len(line) <= most else f"{line[: most - 60]} … {line[-50:]}"
 
 
@@ -51,6 +55,8 @@ class Following:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.sketched = False
+        self._captures: Captures | None = None
+        self._window: Window | None = None
         self._compared: tuple[str, object, object] | None = None
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -59,6 +65,7 @@ class Following:
         if item.get_closest_marker("check") is not None:
             journal.begin()
         self._compared = None
+        self._window = self._captures.window() if self._captures else None
         try:
             return (yield)
         finally:
@@ -70,7 +77,10 @@ class Following:
         if fixturedef.scope != "session":
             return (yield)
         with journal.paused():
-            return (yield)
+            made = yield
+        if isinstance(made, Captures):
+            self._captures = made
+        return made
 
     def pytest_assertion_pass(self, item: pytest.Item, lineno: int, orig: str, expl: str) -> None:
         """Note what held, and with which values."""
@@ -107,7 +117,7 @@ class Following:
         if not self.sketched:
             self.sketched = True
             outcome.sketch = sketch.of(cluster, arguments.get("facts") or Facts(cluster))
-        window = arguments.get("window")
+        window = arguments.get("window") or self._window  # captures go on also where a check looks at none
         if not isinstance(window, Window):
             return {}
         return sightings.of(notes, window, cluster, thorough=outcome.verdict in BAD)

@@ -27,6 +27,9 @@ ENCRYPTED = ("wireguard", "ipsec")
 
 Address = IPv4Address | IPv6Address
 
+PROTOCOLS = (1, 4, 6, 17)
+"""What lab traffic carries behind an IPv4 header: ICMP, IP in IP, TCP, UDP."""
+
 ERRORS = {4: (3, 4, 5, 11, 12), 6: (1, 2, 3, 4)}
 """ICMP types that are errors about another packet."""
 
@@ -61,17 +64,27 @@ def header_of(data: bytes, address: Address) -> tuple[int, str]:
     `address` is the flow's target, which no NAT on the way there changes.  (-1, "there") where there is none.
     """
     packed, version = address.packed, address.version
-    as_source, as_target = (12, 16) if version == 4 else (8, 24)
-    at = -1
-    found = -1, "there"
+    offsets = ((16, "there"), (12, "back")) if version == 4 else ((24, "there"), (8, "back"))
+    at, found = -1, (-1, "there")
     while (at := data.find(packed, at + 1)) >= 0:
-        for offset, way in ((as_target, "there"), (as_source, "back")):
+        for offset, way in offsets:
             start = at - offset
-            if start >= 0 and data[start] >> 4 == version and (version == 6 or data[start] & 15 == 5):
+            if _is_header(data, start, version):
                 if _is_error(data, start, version):
                     return start, "errors"
                 found = start, way
     return found
+
+
+def _is_header(data: bytes, start: int, version: int) -> bool:
+    """Whether an IP header can begin there: what stands in its place by chance has no length that fits."""
+    size = 20 if version == 4 else 40
+    if start < 0 or len(data) < start + size or data[start] >> 4 != version:
+        return False
+    if version == 6:
+        return int.from_bytes(data[start + 4 : start + 6], "big") + size <= len(data) - start
+    length = int.from_bytes(data[start + 2 : start + 4], "big")
+    return data[start] & 15 == 5 and size <= length and data[start + 9] in PROTOCOLS
 
 
 def _is_error(data: bytes, start: int, version: int) -> bool:
