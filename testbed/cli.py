@@ -29,6 +29,7 @@ COMMANDS = {
     "exec": "Run a command on a node or in a pod.",
     "shell": "Open a shell on a node or in a pod.",
     "capture": "Show or save the packets of an interface.",
+    "trace": "Follow one packet over every interface between two ends of a lab.",
     "graph": "Draw a lab.",
     "down": "Remove a lab, and check that nothing of it is left.",
     "doctor": "Tell what this machine lacks, with the cure and its cost.",

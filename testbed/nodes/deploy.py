@@ -286,6 +286,8 @@ def remember(cluster: Cluster) -> None:
         implementations={node.name: cluster.implementation(node.name) for node in cluster.members},
         bridge=cluster.flannel.bridge,
         tunnel=cluster.flannel.tunnel_device,
+        tunnel6=cluster.flannel.tunnel_device6,
+        port=cluster.flannel.port,
         subnet_file=cluster.flannel.subnet_file,
         pods={
             name: {

@@ -1,12 +1,13 @@
 """Runs several commands side by side. A program, not a module: `python -I -S -c SOURCE`, its order on standard input.
 
-The order is {"commands": [{"argv": […], "netns": PATH or "", "keep": "start" or "end"}, …], "seconds": …, "limit": …}:
-what takes longer than `seconds` is killed, and of an output no more than `limit` bytes are kept.  It prints a JSON list
-with {"rc": … (null: killed), "out": …, "err": …, "cut": bytes} of each.
+The order is {"commands": [{"argv": […], "stdin": TEXT, "netns": PATH or "", "keep": "start" or "end"}, …],
+"seconds": …, "limit": …}: what takes longer than `seconds` is killed, and of an output no more than `limit` bytes are
+kept.  It prints a JSON list with {"rc": … (null: killed), "out": …, "err": …, "cut": bytes} of each.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -30,8 +31,12 @@ class Running:
         inside = ["nsenter", f"--net={order['netns']}", "--"] if order.get("netns") else []
         try:
             self.process = subprocess.Popen(
-                [*inside, *order["argv"]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+                [*inside, *order["argv"]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
             )
+            assert self.process.stdin
+            with contextlib.suppress(BrokenPipeError):  # a pipe has room for as much as these are
+                self.process.stdin.write(order.get("stdin", "").encode())
+                self.process.stdin.close()
         except OSError as error:
             self.err = f"{order['argv'][0]}: {error.strerror}".encode()
 

@@ -18,11 +18,15 @@ LIMIT = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command, where `netns` is the path of a pod's network on the node; of a long output the start or end is kept."""
+    """A command, where `netns` is the path of a pod's network on the node; of a long output the start or end is kept.
+
+    `stdin` is what it reads, a few kilobytes at most.
+    """
 
     argv: tuple[str, ...]
     netns: str = ""
     keep_end: bool = False
+    stdin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,8 @@ def run_many(
     if not commands:
         return ()
     listed = [
-        {"argv": list(one.argv), "netns": one.netns, "keep": "end" if one.keep_end else "start"} for one in commands
+        {"argv": one.argv, "stdin": one.stdin, "netns": one.netns, "keep": "end" if one.keep_end else "start"}
+        for one in commands
     ]
     order = json.dumps({"commands": listed, "seconds": seconds, "limit": limit})
     argv = [interpreter(), "-I", "-S", "-c", _program()]
