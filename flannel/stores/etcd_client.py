@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from flannel.log import without_userinfo
-from flannel.stores import plainhttp
 from flannel.stores.base import Log, StoreError
 from flannel.stores.etcd_http import UNAUTHENTICATED, GatewayRefusedError, HttpLink, LinkDownError, RefusedError
 from flannel.stores.etcd_messages import AUTHENTICATE, GRANT, RANGE, REVOKE, TXN, WATCH, Method, Values
@@ -157,7 +156,6 @@ def parse_endpoint(url: str, tls: TlsFiles) -> Endpoint:
 
 def tls_context(tls: TlsFiles) -> ssl.SSLContext:
     """Return a client context: TLS 1.2 or later, the server always verified. Raises StoreError naming a bad file."""
-    plainhttp.load(tls=True)
     import ssl  # only here: without TLS it would be the largest part of the daemon
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

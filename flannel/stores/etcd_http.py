@@ -1,4 +1,4 @@
-"""Speaking to one etcd endpoint through its JSON gateway, with the standard library's HTTP client."""
+"""Speaking to one etcd endpoint through its JSON gateway."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from flannel.stores import plainhttp
 from flannel.stores.base import StoreError
 from flannel.stores.etcd_messages import Method, Values, from_json, to_json
 from flannel.stores.linestream import LineStream, explain
-
-plainhttp.load(tls=False)
-import http.client  # noqa: E402 - after the line that says how
+from flannel.stores.shorthttp import Answer, BadAnswerError, connect, post
 
 if TYPE_CHECKING:
     import ssl
@@ -54,16 +51,18 @@ class HttpLink:
     ) -> None:
         self._host, self._port, self._context = host, port, context
         self._connect_timeout, self._timeout = connect_timeout, timeout
+        self._named = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def call(self, method: Method, request: Values, token: str) -> Values:
         """Do one call. Raises LinkDownError, GatewayRefusedError or RefusedError."""
-        connection, response, _ = self._send(method, request, token)
+        sock, answer = self._send(method, request, token)
         try:
-            return from_json(method.response, json.loads(response.read()))
-        except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
+            return from_json(method.response, json.loads(answer.read()))
+        except (OSError, BadAnswerError, ValueError, RecursionError) as error:
             raise LinkDownError(f"the answer to {method.path} broke off: {error!r}") from error
         finally:
-            connection.close()
+            answer.close()
+            sock.close()
 
     def stream(self, method: Method, request: Values, token: str) -> HttpStream:
         """Start a call that answers many times. Raises as `call` does."""
@@ -72,58 +71,44 @@ class HttpLink:
     def close(self) -> None:
         """Nothing is kept open between calls."""
 
-    def _send(
-        self, method: Method, request: Values, token: str
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse, socket.socket]:
-        if self._context is None:
-            connection = http.client.HTTPConnection(self._host, self._port, timeout=self._connect_timeout)
-        else:
-            connection = http.client.HTTPSConnection(
-                self._host, self._port, timeout=self._connect_timeout, context=self._context
-            )
+    def _send(self, method: Method, request: Values, token: str) -> tuple[socket.socket, Answer]:
         headers = {"Content-Type": "application/json", "Grpc-Metadata-hasleader": "true"}
         if token:
             headers["Authorization"] = token
+        body = to_json(method.request, request)
         try:
-            if self._context is None:
-                connection.sock = plainhttp.connect(self._host, self._port, self._connect_timeout)
-            else:
-                connection.connect()
-            sock: socket.socket = connection.sock  # http.client forgets it where the other end announces to close
+            sock = connect(self._host, self._port, self._connect_timeout, self._context)
+        except OSError as error:
+            raise LinkDownError(explain(error)) from error
+        try:
             notice_dead_peer(sock)
             sock.settimeout(self._timeout)
-            connection.request("POST", method.path, to_json(method.request, request), headers)
-            response = connection.getresponse()
-            if response.status == 200:
-                return connection, response, sock
-            status, body, kind = response.status, response.read(65536), response.getheader("Content-Type", "")
-        except (OSError, http.client.HTTPException) as error:
-            connection.close()
+            answer = post(sock, self._named, method.path, headers, body)
+            if answer.status == 200:
+                return sock, answer
+            text = answer.read(65536)
+        except (OSError, BadAnswerError) as error:
+            sock.close()
             raise LinkDownError(explain(error)) from error
-        connection.close()
-        raise _error_of(status, kind, body)
+        answer.close()
+        sock.close()
+        raise _error_of(answer.status, answer.content_type, text)
 
 
 class HttpStream(LineStream):
     """The answers of a watch."""
 
-    def __init__(
-        self,
-        method: Method,
-        connection: http.client.HTTPConnection,
-        response: http.client.HTTPResponse,
-        sock: socket.socket,
-    ) -> None:
-        super().__init__(connection, response, sock, WATCH_SILENCE)
-        self._method = method
+    def __init__(self, method: Method, sock: socket.socket, answer: Answer) -> None:
+        super().__init__(sock, answer, sock, WATCH_SILENCE)
+        self._method, self._answers = method, answer
 
     def __iter__(self) -> Iterator[Values]:
         """Yield answers; raises LinkDownError when the stream ends or breaks, RefusedError when etcd says no."""
         while True:
             try:
-                line = self._response.readline()
+                line = self._answers.readline()
                 decoded = json.loads(line) if line else None
-            except (OSError, http.client.HTTPException, ValueError, RecursionError, AttributeError) as error:
+            except (OSError, BadAnswerError, ValueError, RecursionError) as error:
                 raise LinkDownError(f"the watch broke off: {explain(error)}") from error
             if decoded is None:
                 raise LinkDownError("etcd ended the watch")

@@ -214,11 +214,18 @@ class Link:
 class Lines(LineStream):
     """A watch's events."""
 
+    def __init__(
+        self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse, sock: socket.socket,
+        silence: float,
+    ) -> None:  # fmt: skip
+        super().__init__(connection, response, sock, silence)
+        self._lines = response
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield events until the API ends the watch in good order. Raises UnreachableError."""
         while True:
             try:
-                line = self._response.readline(_LONGEST_LINE)
+                line = self._lines.readline(_LONGEST_LINE)
                 if not line:
                     return
                 if not line.endswith(b"\n"):

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from typing import Protocol
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import http.client
+
+class Closable(Protocol):
+    """What can be given back."""
+
+    def close(self) -> None:
+        """Give it back."""
 
 
 class LineStream:
     """The stream and its connection; `silence` is how many seconds it may say nothing."""
 
-    def __init__(
-        self,
-        connection: http.client.HTTPConnection,
-        response: http.client.HTTPResponse,
-        sock: socket.socket,
-        silence: float,
-    ) -> None:
+    def __init__(self, connection: Closable, response: Closable, sock: socket.socket, silence: float) -> None:
         self._connection, self._response, self._sock = connection, response, sock
         self._sock.settimeout(silence)
 

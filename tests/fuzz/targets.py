@@ -24,7 +24,7 @@ from flannel.lease import Lease
 from flannel.rules import iptables, masquerade
 from flannel.rules import nftables as nftrules
 from flannel.state import Recorded
-from flannel.stores import etcd_messages, leasecodec
+from flannel.stores import etcd_messages, leasecodec, shorthttp
 from flannel.stores.base import StoreError
 from flannel.stores.etcd_client import key_value
 from flannel.stores.etcd_http import HttpStream, LinkDownError, _error_of
@@ -149,6 +149,24 @@ def gateway(data: bytes) -> None:
             etcd_messages.from_json(method.response, decoded)
 
 
+class Far:
+    """A connection whose other end says that."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def makefile(self, _: str) -> io.BytesIO:
+        """What it says."""
+        return io.BytesIO(self._data)
+
+
+def http_answer(data: bytes) -> None:
+    """An answer by HTTP, read line by line and as a whole; that must be the same."""
+    line_by_line: Any = shorthttp.Answer(Far(data))  # type: ignore[arg-type]
+    lines = list(iter(line_by_line.readline, b""))
+    assert b"".join(lines) == shorthttp.Answer(Far(data)).read()  # type: ignore[arg-type]
+
+
 class Response:
     """An HTTP response of that body."""
 
@@ -163,7 +181,7 @@ def etcd_watch(data: bytes) -> None:
     with sock:
         response: Any = Response(data)
         try:
-            for answer in HttpStream(etcd_messages.WATCH, None, response, sock):  # type: ignore[arg-type]
+            for answer in HttpStream(etcd_messages.WATCH, sock, response):
                 for event in answer.get("events", []):
                     key_value(event.get("kv", {}))
         except LinkDownError as error:
@@ -171,6 +189,12 @@ def etcd_watch(data: bytes) -> None:
                 raise
 
 
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+HTTP = (
+    _HEAD + b"Content-Length: 6\r\n\r\n{}\n{}\n",
+    _HEAD + b"Transfer-Encoding: chunked\r\n\r\n4\r\n{}\n{\r\n2\r\n}\n\r\n0\r\n\r\n",
+    b"HTTP/1.0 400 Bad Request\r\n\r\nno",
+)
 GATEWAY = (
     b'{"header":{"revision":"7"},"kvs":[{"key":"L2E=","create_revision":"2","mod_revision":"3","version":"1",'
     b'"value":"e30=","lease":"1234"}],"more":true,"count":"1"}',
@@ -398,6 +422,9 @@ TARGETS = (
     Target("etcd key", lease_key, (b"10.244.2.0-24", b"10.5.34.0-24&fd00:10:5:34::-64"), (ValueError,)),
     Target("etcd value", lease_value, VALUES, (ValueError,), (b"PublicIP", b"VtepMAC", b"BackendData")),
     Target("etcd JSON gateway", gateway, GATEWAY, _JSON, (b"kvs", b"header", b"events", b"key")),
+    Target(
+        "HTTP", http_answer, HTTP, (shorthttp.BadAnswerError,), (b"Transfer-Encoding: chunked", b"Content-Length: 5")
+    ),
     Target("etcd watch", etcd_watch, ETCD_LINES, (StoreError,), (b'{"result":', b'{"error":{"grpc_code":', b"\n")),
     Target("etcd gRPC", protobuf, PROTOBUF),
     Target("etcd error", lambda data: _error_of(400, "text", data), (b'{"code":14,"message":"no leader"}',)),
