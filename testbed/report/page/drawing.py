@@ -79,6 +79,8 @@ class Drawing:
     def _stack(self, machine: str) -> list[Station]:
         """A node's interfaces on the way, the wire first."""
         own = [s for s in self.way if s.machine == machine and not s.at.startswith("outside:")]
+        if len({station.machine for station in self.way}) == 1:
+            return own  # from pod to pod on one node
         return sorted(own, key=lambda station: DEPTH[station.kind])
 
     def _lay_out(self) -> None:
@@ -148,7 +150,8 @@ class Drawing:
             about += f" · AS {machine['asn']}"
         return Markup(
             '<g class="machine {role}"><rect x="{x:g}" y="{y:g}" width="{w}" height="{h:g}" rx="7"/>'
-            '<text class="name" x="{tx:g}" y="{ty:g}">{name}</text><text class="small" x="{tx:g}" y="{ts:g}">{about}</text></g>'
+            '<text class="name" x="{tx:g}" y="{ty:g}">{name}</text>'
+            '<text class="small" x="{tx:g}" y="{ts:g}">{about}</text></g>'
         ).format(
             role=machine["role"],
             x=box.x,
@@ -250,16 +253,11 @@ class Drawing:
         return [[*start, _middle(spine), *end] for spine in spines]
 
     def _way_lines(self) -> list[Markup]:
-        lines = []
-        for paths, state in self._segments():
-            several = " several" if len(paths) > 1 else ""
-            for points in paths:
-                lines.append(
-                    Markup('<path class="way {}{}" d="{}"/>').format(
-                        state, several, " ".join(f"{'L' if i else 'M'}{p.x:g} {p.y:g}" for i, p in enumerate(points))
-                    )
-                )
-        return lines
+        return [
+            Markup('<path class="way {}{}" d="{}"/>').format(state, " several" if len(paths) > 1 else "", _line(points))
+            for paths, state in self._segments()
+            for points in paths
+        ]
 
     def _cross(self) -> list[Markup]:
         """Where it was lost."""
@@ -286,11 +284,16 @@ class Drawing:
         return Point(sum(p.x for p in middles) / len(middles), sum(p.y for p in middles) / len(middles))
 
 
+def _line(points: Sequence[Point]) -> str:
+    return " ".join(f"{'L' if index else 'M'}{point.x:g} {point.y:g}" for index, point in enumerate(points))
+
+
 def _middle(box: Box) -> Point:
     return Point(box.x + WIDTH / 2, box.y + box.height / 2)
 
 
 def _curve(upper: Point, lower: Point, kind: str, title: str) -> Markup:
-    bend = (lower.y - upper.y) / 2
-    path = f"M{upper.x:g} {upper.y:g}C{upper.x:g} {upper.y + bend:g} {lower.x:g} {lower.y - bend:g} {lower.x:g} {lower.y:g}"
+    half = (lower.y - upper.y) / 2
+    near, far = f"{upper.x:g} {upper.y + half:g}", f"{lower.x:g} {lower.y - half:g}"
+    path = f"M{upper.x:g} {upper.y:g}C{near} {far} {lower.x:g} {lower.y:g}"
     return Markup('<path class="{}" d="{}"><title>{}</title></path>').format(kind, path, escape(title))

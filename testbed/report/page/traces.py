@@ -1,0 +1,58 @@
+"""A path trace as the page shows it: one row a hop, there and back; see `testbed.trace.model` for what it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def trace_view(trace: Mapping[str, Any]) -> dict[str, Any]:
+    """A trace as the template shows it."""
+    missing = trace.get("missing")
+    return {
+        "title": f"{trace.get('source', '')} → {trace.get('target', '')}",
+        "packet": trace.get("packet") or {},
+        "delivered": bool(trace.get("delivered")),
+        "seconds": trace.get("seconds"),
+        "notes": [str(note) for note in trace.get("notes") or ()],
+        "ways": [
+            {"name": name, "hops": [hop_view(hop) for hop in (trace.get(key) or {}).get("hops") or ()]}
+            for key, name in (("request", "there"), ("answer", "back"))
+        ],
+        "errors": [hop_view(hop) for hop in trace.get("errors") or ()],
+        "strays": [hop_view(hop) for hop in trace.get("strays") or ()],
+        "missing": missing,
+        "missing_in": {"request": "there", "answer": "back"}.get(str(missing.get("direction"))) if missing else None,
+        "cause": dict(missing.get("cause") or {}) if missing else None,
+    }
+
+
+def hop_view(hop: Mapping[str, Any]) -> dict[str, Any]:
+    """A hop as text, the packet itself and what chose its way."""
+    packet, outer, around = hop.get("packet"), hop.get("outer"), hop.get("encapsulation")
+    nat = hop.get("nat")
+    return {
+        "where": f"{hop.get('place', '')}:{hop.get('interface', '')}",
+        "way": str(hop.get("way", "")),
+        "kind": str(hop.get("kind", "")),
+        "at": float(hop.get("at") or 0.0),
+        "length": hop.get("length"),
+        "pieces": int(hop.get("pieces") or 1),
+        "frame": _pair(hop.get("inner_frame") or hop.get("frame")),
+        "packet": _pair(packet),
+        "ttl": packet.get("ttl") if packet else None,
+        "outer": _pair(outer),
+        "outer_frame": _pair(hop.get("frame")) if hop.get("inner_frame") else "",
+        "around": " ".join(f"{value}" if key == "kind" else f"{key} {value}" for key, value in (around or {}).items()),
+        "error": str(hop.get("error") or ""),
+        "matched": str(hop.get("matched") or ""),
+        "decisions": [
+            (name, str(hop[name].get("text", ""))) for name in ("route", "neighbour", "fdb") if hop.get(name)
+        ],
+        "nat": f"{nat.get('kind', '')}: {nat.get('before', '')} → {nat.get('after', '')}" if nat else "",
+        "nat_rule": str(nat.get("rule", "")) if nat else "",
+    }
+
+
+def _pair(ends: Mapping[str, Any] | None) -> str:
+    return f"{ends.get('src', '')} → {ends.get('dst', '')}" if ends else ""
