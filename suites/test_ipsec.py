@@ -77,18 +77,22 @@ def test_a_short_key_is_refused(cluster: Cluster) -> None:
         inconclusive("a second configuration needs etcd")
     short = TEST_PSK[:95]
     conf = {**cluster.flannel.net_conf, "Backend": {"Type": "ipsec", "PSK": short}}
-    etcd.put(f"{OTHER_PREFIX}/config", json.dumps(conf))
-    argv = [FLANNELD, f"--etcd-endpoints={etcd.endpoint}", f"--etcd-prefix={OTHER_PREFIX}"]
-    deadline = Deadline(REFUSED_SECONDS)
-    done = node.run(
-        ["timeout", f"{REFUSED_SECONDS:.0f}", *argv, "--subnet-file=/run/flannel/ips-03.env"],
-        check=False, timeout=REFUSED_SECONDS + 10,
-    )  # fmt: skip
-    assert not deadline.passed, f"it runs with a key of {len(short)} characters"
-    assert done.rc == 1, f"exit status {done.rc}: {done.stderr[-300:]}"
-    assert "password is too short" in done.stderr, done.stderr[-500:]
-    assert short not in done.stderr
-    assert not etcd.under(f"{OTHER_PREFIX}/subnets/")
+    try:
+        etcd.put(f"{OTHER_PREFIX}/config", json.dumps(conf))
+        argv = [FLANNELD, f"--etcd-endpoints={etcd.endpoint}", f"--etcd-prefix={OTHER_PREFIX}"]
+        deadline = Deadline(REFUSED_SECONDS)
+        done = node.run(
+            ["timeout", f"{REFUSED_SECONDS:.0f}", *argv, "--subnet-file=/run/flannel/ips-03.env"],
+            check=False, timeout=REFUSED_SECONDS + 10,
+        )  # fmt: skip
+        assert not deadline.passed, f"it runs with a key of {len(short)} characters"
+        assert done.rc == 1, f"exit status {done.rc}: {done.stderr[-300:]}"
+        assert "password is too short" in done.stderr, done.stderr[-500:]
+        assert short not in done.stderr
+        assert not etcd.under(f"{OTHER_PREFIX}/subnets/")
+    finally:
+        for key in etcd.under(f"{OTHER_PREFIX}/"):
+            etcd.delete(key)
 
 
 @check("IPS-04")

@@ -103,6 +103,7 @@ def test_the_key_is_the_node_s_own_and_stays(cluster: Cluster, facts: Facts) -> 
     before = public_key(cluster, node)
     assert facts.leases()[node.name]["value"]["BackendData"]["PublicKey"] == before
     cluster.stop_flanneld(node.name)
+    node.run(["rm", "-f", cluster.flannel.subnet_file])  # that it is there again says that flanneld is ready
     cluster.start_flanneld(node.name)
     cluster.wait_ready([node.name])
 

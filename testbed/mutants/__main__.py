@@ -51,7 +51,8 @@ def main(
     reports: Path, file: Path | None, proofs: bool,
 ) -> int:  # fmt: skip
     """Prove that the checks can fail."""
-    mutations = chosen(load_mutations(file).values(), only, smoke=smoke)
+    every = load_mutations(file)
+    mutations = chosen(every.values(), only, smoke=smoke)
     labs = runs_of(mutations, [normalise(backend) for backend in backends], every=each)
     if not labs:
         raise InputError("no mutation is left to make", hint="--only, --backend and --smoke choose among them")
@@ -64,7 +65,8 @@ def main(
     stands = {proof.mutation for proof in found if proof.stands}
     refuted = {proof.row for proof in found if proof.outcome in ("survived", "other")}
     if proofs and file is None:
-        write_proven([one for one in mutations if one.id in stands and one.row not in refuted], refuted)
+        proved = [one for one in mutations if one.id in stands and one.row not in refuted]
+        write_proven(proved, refuted, mutations=every)  # which may be written to while this runs
     return int(Exit.HELD if all(proof.stands for proof in found) else Exit.FAILED)
 
 

@@ -28,7 +28,7 @@ from testbed.errors import Fault, InputError
 from testbed.flannelspec import BACKENDS
 from testbed.yamlmarks import Document, parse, read_text
 
-PROGRAMS = ("ip", "bridge", "iptables", "ip6tables", "nft", "sysctl", "tc", "wg", "mount", "umount")
+PROGRAMS = ("ip", "bridge", "iptables", "ip6tables", "iptables-legacy", "nft", "sysctl", "tc", "wg", "mount", "umount")
 """What a mutation may call on a machine: it acts on the network, or on which programs a node has, never on what looks
 at it."""
 
@@ -41,12 +41,12 @@ control plane; in the client pod, another pod of its node, or the remote peer's 
 NAMES = frozenset(
     {
         *"bridge tunnel vni port network outside nic gateway mtu router pod_ip pod_mac local_ip peer_pod_ip".split(),
-        *"veth local_veth peer_veth peer_key".split(),
+        *"veth local_veth peer_veth".split(),
         *"tunnel6 network6 gateway6 router6 pod_ip6 peer_pod_ip6 mtu6 outside_ip6".split(),
         *(
             f"{node}_{key}"
-            for node in ("own", "peer", "near", "other")
-            for key in "ip cidr base mac nic_mac ip6 cidr6 base6 mac6".split()
+            for node in ("own", "client", "peer", "near", "other")
+            for key in "ip cidr base mac nic_mac key ip6 cidr6 base6 mac6".split()
         ),
     }
 )

@@ -57,12 +57,20 @@ def proven_rows() -> frozenset[str]:
     )
 
 
-def write_proven(proved: Iterable[Mutation], disproved: Iterable[str], path: Path | None = None) -> None:
-    """Note new proofs, one a row, and take refuted ones away; only the files of those groups change."""
+def write_proven(
+    proved: Iterable[Mutation],
+    disproved: Iterable[str],
+    path: Path | None = None,
+    mutations: Mapping[str, Mutation] | None = None,
+) -> None:
+    """Note new proofs, one a row, and take refuted ones away; only the files of those groups change.
+
+    `mutations` are all that there are, where they have been read before.
+    """
     path = path or proven_path()
     path.mkdir(exist_ok=True)
     proved, disproved = list(proved), list(disproved)
-    mutations = load_mutations()
+    mutations = load_mutations() if mutations is None else mutations
     before = read_proven(path)
     proofs = {row: proof for row, proof in before.items() if proof["mutation"] in mutations and row not in disproved}
     for mutation in proved:
