@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import glob
+import html
 import json
 import os
 import re
@@ -112,7 +113,7 @@ class ReportFolder:
         try:
             document = record.to_json()
             _write(self.staging / "checks.json", to_text(document))
-            _write(self.staging / "index.html", page_of(document))
+            _write(self.staging / "index.html", _page(document))
             _write(self.staging / "junit.xml", to_junit(record))
             with self._locked():
                 self._replace()
@@ -162,6 +163,15 @@ def _open_folder(path: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _page(document: Mapping[str, Any]) -> str:
+    """The page of a run; where it cannot be made, a page that says so, since a run is more than its page."""
+    try:
+        return page_of(document)
+    except Exception as error:  # noqa: BLE001 (whatever it is, checks.json is there and says more)
+        said = html.escape(f"{type(error).__name__}: {error}")
+        return f"<!doctype html><title>no page</title><p>This page could not be made ({said}); see checks.json.\n"
 
 
 def to_text(document: Mapping[str, Any]) -> str:

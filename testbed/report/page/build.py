@@ -158,7 +158,7 @@ def check_view(check: Mapping[str, Any], labs: Mapping[str, Any], programs: Prog
     """One check as the template shows it."""
     account = check.get("account") or {}
     lab_name = str(account.get("lab", ""))
-    lab = labs.get(lab_name) or next(iter(labs.values()), {})
+    lab: Mapping[str, Any] = labs.get(lab_name) or next(iter(labs.values()), {})
     row: Row | None = load_catalogue().get(str(check["id"]))
     verdict = str(check["verdict"])
     flows = [flow_view(flow, lab) for flow in account.get("flows", ())]
@@ -294,9 +294,8 @@ def lost_places(checks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         first = place["checks"][0]
         place |= {key: first["lost"][key] for key in ("suspects", "look", "sentence")}
         place["lab"] = first["lab"]
-        place["cause"] = next(
-            (c["trace"]["cause"] for c in place["checks"] if c["trace"] and c["trace"]["cause"]), None
-        )
+        causes = (check["trace"]["cause"] for check in place["checks"] if check["trace"])
+        place["cause"] = next(filter(None, causes), None)
     return ordered
 
 

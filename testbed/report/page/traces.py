@@ -1,4 +1,4 @@
-"""A path trace as the page shows it: one row a hop, there and back; see `testbed.trace.model` for what it is made of."""
+"""A path trace as the page shows it: one row a hop, there and back; `testbed.trace.model` has the data."""
 
 from __future__ import annotations
 
