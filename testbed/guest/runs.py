@@ -109,7 +109,8 @@ SLOWER = {"packaged": {"TESTBED_TIME_SCALE": "3"}, "qemu": {"TESTBED_TIME_SCALE"
 
 def needs(run: str, options: Sequence[str]) -> tuple[str, ...]:
     """The features that a run needs of a guest kernel: for its backend, its rules and its topology."""
-    rules = (value_of("--rules", options) or "iptables-nft").replace("-", "_")
+    asked = "EnableNFTables=true" in values_of("--net-conf", options)
+    rules = (value_of("--rules", options) or ("nftables" if asked else "iptables-nft")).replace("-", "_")
     return (*BACKENDS[run].kernel_features, rules, *topology_features(options))
 
 

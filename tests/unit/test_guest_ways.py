@@ -17,6 +17,7 @@ import pytest
 from testbed.guest import initramfs, kernels, packaged, qemu, source
 from testbed.guest.build import Kernel
 from testbed.guest.features import SYMBOLS
+from testbed.guest.runs import needs
 from testbed.guest.source import GuestUnavailable
 from testbed.labs import Quiet
 
@@ -239,3 +240,17 @@ def test_on_arm64_qemu_is_the_one_way(monkeypatch: pytest.MonkeyPatch, tmp_path:
             kernels.obtain_kernel(way=way)
         assert "QEMU" in raised.value.hint
     assert os.listdir(tmp_path / "testbed/guest-kernel") == ["lock"]
+
+
+@pytest.mark.parametrize(
+    ("options", "rules"),
+    [
+        ([], "iptables_nft"),
+        (["--rules", "iptables-legacy"], "iptables_legacy"),
+        (["--net-conf", "EnableNFTables=true"], "nftables"),
+        (["--net-conf=EnableNFTables=true"], "nftables"),
+        (["--net-conf", "EnableNFTables=false"], "iptables_nft"),
+    ],
+)
+def test_a_guest_has_to_have_the_rules_that_the_run_asks_for(options: list[str], rules: str) -> None:
+    assert rules in needs("vxlan", options)
