@@ -81,6 +81,10 @@ class NftChain:
     head: str
     rules: tuple[str, ...]
 
+    def rules_in(self, name: str) -> tuple[str, ...]:
+        """Its rules, each behind a name for the chain."""
+        return tuple(f"{name} {rule}" for rule in self.rules)
+
 
 def read_nft_table(place: Place, family: str, table: str) -> dict[str, NftChain]:
     """The chains of a table by name; none where there is no such table."""
@@ -107,3 +111,19 @@ def parse_nft_table(text: str, where: str) -> dict[str, NftChain]:
     if name:
         raise LabError(f"nft list ended in the middle of chain {name}", where=where)
     return chains
+
+
+def rules_of_flannel(place: Place, kept_by: str) -> tuple[str, ...]:
+    """flannel's chains, their rules and the jumps to them on a node, a line each, without counters; of IPv4.
+
+    `kept_by` is iptables-nft, iptables-legacy or nftables. Raises LabError.
+    """
+    if kept_by == "nftables":
+        found = read_nft_table(place, "ip", "flannel-ipv4")
+        return tuple(line for name, chain in sorted(found.items()) for line in (f"chain {name}", *chain.rules_in(name)))
+    lines: list[str] = []
+    for name, table in sorted(read_tables(place, kept_by).items()):
+        lines += [f"{name} chain {chain}" for chain in table.policies if chain.startswith("FLANNEL-")]
+        ours = (rule for rule in table.rules if rule.chain.startswith("FLANNEL-") or "FLANNEL-" in rule.target)
+        lines += [f"{name} {rule.chain} {rule.spec}" for rule in ours]
+    return tuple(lines)

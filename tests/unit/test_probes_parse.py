@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
@@ -13,7 +14,7 @@ from testbed.probes.conntrack import Tuple, parse_conntrack, parse_counters
 from testbed.probes.detour import next_hop
 from testbed.probes.flows import HttpReply, parse_ping
 from testbed.probes.iproute import documents, parse_ss, parse_state
-from testbed.probes.rules import NftChain, parse_nft_table, parse_save
+from testbed.probes.rules import NftChain, parse_nft_table, parse_save, rules_of_flannel
 from testbed.probes.wireguard import parse_dump
 from testbed.probes.xfrm import Association, Policy, parse_associations, parse_policies
 
@@ -293,3 +294,44 @@ def test_ipsec_s_policies_and_associations() -> None:
     )
     assert parse_policies("") == ()
     assert parse_associations("") == ()
+
+
+class Saved:
+    """A node of which only the output of one program is known."""
+
+    name = "node"
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def run(self, argv: Sequence[str], **_: object) -> Result:
+        """Print it, whatever is asked."""
+        return Result(self.name, tuple(argv), 0, self.text, "", 0.0)
+
+
+def test_what_flannel_keeps_is_told_from_others_rules() -> None:
+    iptables = """*filter
+:FORWARD ACCEPT [0:0]
+:FLANNEL-FWD - [0:0]
+[7:8] -A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD
+[0:0] -A FORWARD -j DOCKER
+[1:2] -A FLANNEL-FWD -s 10.244.0.0/16 -j ACCEPT
+COMMIT
+"""
+    assert rules_of_flannel(Saved(iptables), "iptables-nft") == (  # type: ignore[arg-type]
+        "filter chain FLANNEL-FWD",
+        'filter FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD',
+        "filter FLANNEL-FWD -s 10.244.0.0/16 -j ACCEPT",
+    )
+    nft = """table ip flannel-ipv4 {
+	chain postrtg {
+		type nat hook postrouting priority srcnat; policy accept;
+		masquerade
+	}
+	chain forward {
+		accept
+	}
+}
+"""
+    wanted = ("chain forward", "forward accept", "chain postrtg", "postrtg masquerade")
+    assert rules_of_flannel(Saved(nft), "nftables") == wanted  # type: ignore[arg-type]
