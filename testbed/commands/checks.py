@@ -9,32 +9,27 @@ import click
 
 from testbed.checks import LABS, Row, implemented, load_catalogue
 from testbed.errors import Fault
+from testbed.mutants.proven import proven_rows, unproven_reasons
 from testbed.options import one_of, raise_faults
 
 
-def reason_on(row: Row, written: bool, lab: str | None) -> str:
-    """Why a row does not run on a kind of lab; "" where it does. Without a lab, why nothing checks it at all."""
+def reason_on(row: Row, written: bool, lab: str | None, unproven: str = "") -> str:
+    """Why a row does not run on a kind of lab; "" where it does.
+
+    Without a lab, why nothing checks it at all, or why its check has no proof.
+    """
     if lab and lab not in row.lab:
         kinds = ", ".join(row.lab) or "no kind yet"
         return row.reason or f"not on a lab of kind {lab}, but on {kinds}"
     if lab and row.reason:
         return row.reason
-    return "" if written else row.reason or "is not written yet"
-
-
-def proven() -> frozenset[str]:
-    """The rows whose proof by a mutation still stands; none where no proof was ever run."""
-    try:
-        from testbed.mutants.proven import proven_rows
-    except ImportError:
-        return frozenset()
-    return proven_rows()
+    return unproven if written else row.reason or "is not written yet"
 
 
 def listing(lab: str | None = None) -> list[dict[str, Any]]:
     """Every row as `testbed checks --json` gives it. Raises LabError where catalogue or proofs are broken."""
     written = implemented()
-    proofs = proven()
+    proofs, unproven = proven_rows(), unproven_reasons()
     return [
         {
             "id": row.id,
@@ -46,7 +41,7 @@ def listing(lab: str | None = None) -> list[dict[str, Any]]:
             "smoke": row.smoke,
             "labs": list(row.lab),
             "needs": row.needs,
-            "reason": reason_on(row, row.id in written, lab),
+            "reason": reason_on(row, row.id in written, lab, unproven.get(row.id, "")),
         }
         for row in load_catalogue().values()
     ]

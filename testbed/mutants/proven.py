@@ -57,6 +57,16 @@ def proven_rows() -> frozenset[str]:
     )
 
 
+def unproven_reasons(path: Path | None = None) -> dict[str, str]:
+    """Why rows that are checked have no proof, by row, as people wrote it. Raises LabError for a broken file."""
+    path = path or proven_path().parent / "unproven.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return {str(row): str(why) for row, why in content.items()}
+    except (OSError, yaml.YAMLError, AttributeError) as error:
+        raise LabError(f"the list of rows without proof is broken: {error!r}", where=str(path)) from error
+
+
 def write_proven(
     proved: Iterable[Mutation],
     disproved: Iterable[str],
