@@ -96,8 +96,7 @@ def _inwards(loss: Loss, last: Hop) -> Step:
         return Step(*here, "?", "out", ())
     if bridge:
         if last.frame is not None and last.frame.dst != site.link(bridge).get("address"):
-            entry = site.port(last.frame.dst, bridge)
-            return Step(*here, entry["ifname"] if entry else "?", "out", ACROSS)
+            return Step(*here, _port(loss, last, bridge), "out", ACROSS)
         return Step(*here, bridge, "in", UP_FROM_PORT)
     if last.outer is not None and site.owns(last.outer.dst):
         return Step(*here, (loss.layout.tunnels or ("?",))[0], "in", OUT_OF_TUNNEL)
@@ -112,15 +111,26 @@ def _outwards(loss: Loss, last: Hop) -> Step:
     if last.kind == "tunnel":
         return Step(*here, layout.lab.spec.node(last.machine).underlay.name, "out", INTO_TUNNEL)
     if loss.site is not None and loss.site.kind(last.interface) == "bridge":
-        entry = loss.site.port(last.frame.dst, last.interface) if last.frame else None
-        port = entry["ifname"] if entry else loss.veth_of_end() or "?"
-        return Step(*here, port, "out", ACROSS)
+        return Step(*here, _port(loss, last, last.interface), "out", ACROSS)
     if last.place in layout.pods:
         return Step(last.machine, last.machine, loss.peer_name(last) or "veth?", "in", OVER_WIRE)
     if far := layout.cable(last.machine, last.interface):
         return Step(far.node, far.node, far.iface, "in", OVER_WIRE)
     pod = loss.pod_behind(last)
     return Step(last.machine, pod or last.machine, "eth0" if pod else "?", "in", OVER_WIRE)
+
+
+def _port(loss: Loss, last: Hop, bridge: str) -> str:
+    """The port behind which the packet's next receiver is; where the bridge does not know it, by the lab's cables."""
+    entry = loss.site.port(last.frame.dst, bridge) if loss.site and last.frame else None
+    if entry:
+        return str(entry["ifname"])
+    if last.kind != "fabric":
+        return loss.veth_of_end() or "?"
+    end = loss.trace.target if loss.direction == "request" else loss.trace.source
+    node = loss.layout.lab.spec.node(loss.layout.node_of(end).name)
+    far = loss.layout.cable(node.name, node.underlay.name) if node.rack else None
+    return far.iface if far and far.node == last.machine else "?"
 
 
 SENDING = (

@@ -33,7 +33,7 @@ def dropped(loss: Loss) -> Cause | None:
     dropping = [rule for rule in site.rules.values() if rule.action == "drop"]
     counted = [rule for rule in dropping if rule.packets]
     uncounted = [rule for rule in dropping if rule.packets is None and not rule.policy]
-    tunnelled = last is not None and (last.outer is not None or last.kind == "tunnel")
+    tunnelled = last is not None and (last.outer is not None or (last.kind == "tunnel" and last.way == "out"))
     for rule in [*(r for r in counted if not r.policy), *(r for r in counted if r.policy)]:
         line = f"{rule.table} {rule.chain}: {rule.text} (+{rule.packets})"
         if rule.policy and rule.chain == "FORWARD":

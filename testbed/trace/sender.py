@@ -90,7 +90,14 @@ class Sender:
             sock = stack.enter_context(self.open())
             port = self.order["port"] if self.order["protocol"] == "udp" else 0
             sock.connect((self.target, port))
-            sock.send(self.packet(self.order["number"] % 20000 + 40000))
+            try:
+                sock.send(self.packet(self.order["number"] % 20000 + 40000))
+            except OSError:
+                six = self.family == socket.AF_INET6
+                ask = (socket.IPPROTO_IPV6, MTU6) if six else (socket.IPPROTO_IP, MTU)
+                with contextlib.suppress(OSError):
+                    self.told["mtu"] = sock.getsockopt(*ask)
+                raise
             self.wait(sock)
 
     def wait(self, sock: socket.socket) -> None:
