@@ -1,0 +1,360 @@
+"""Tells of a machine's and its pods' network state again and again. A program: `python -I -S -c SOURCE RULES`.
+
+For every line on standard input it prints one: {"same": true} where nothing has changed since the last time, else
+{"state": {PLACE: [LINE, …]}} with what is there now.  A PLACE is "" for the machine itself, else the name of a network
+namespace under /run/netns.  What changes by itself is left out: counters, timers, learned entries, ARP.
+
+It reads the kernel's tables by netlink, in this one process; the rules, which only programs can show, anew only once
+the kernel says that they have changed.  RULES is iptables-legacy where those are to be read too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
+REQUEST, DUMP, DONE, ERROR = 0x1, 0x300, 3, 2
+GETLINK, GETADDR, GETROUTE, GETNEIGH, GETRULE, GETQDISC = 18, 22, 26, 30, 34, 38
+GETGEN = 10 << 8 | 16  # nf_tables' own
+SKIP_STATS = 1 << 3
+CLONE_NEWNET = 0x40000000
+AF_BRIDGE = 7
+LINK_FLAGS = {0x1: "UP", 0x10: "POINTOPOINT", 0x80: "NOARP", 0x10000: "LOWER_UP"}
+PERMANENT, NOARP = 0x80, 0x40
+LOCAL_TABLE, KERNEL, ROUTER_ADVERTISEMENT, CLONED = 255, 2, 9, 0x200
+BRIDGE_KEPT, PORT_KEPT = (4, 5, 7), (1, 4, 8, 9, 33)
+GETNETCONF = 82
+SETTINGS = {2: "forwarding", 3: "rp_filter", 5: "proxy_arp", 6: "ignore_routes_with_linkdown"}
+SYSCTLS = ("fib_multipath_hash_policy", "icmp_echo_ignore_all", "ip_default_ttl", "ip_no_pmtu_disc")
+ROUTE_TYPES = {1: "", 2: "local ", 6: "blackhole ", 7: "unreachable ", 8: "prohibit ", 9: "throw "}
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def attributes(data: bytes, at: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """The attributes of a netlink message between two places."""
+    while end - at >= 4:
+        length, kind = struct.unpack_from("HH", data, at)
+        if length < 4:
+            return
+        yield kind & 0x3FFF, data[at + 4 : at + length]
+        at += (length + 3) & ~3
+
+
+def text(value: bytes) -> str:
+    return value.rstrip(b"\0").decode(errors="replace")
+
+
+def number(value: bytes) -> int:
+    return int.from_bytes(value, sys.byteorder)
+
+
+def address(value: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET if len(value) == 4 else socket.AF_INET6, value)
+
+
+def mac(value: bytes) -> str:
+    return ":".join(f"{byte:02x}" for byte in value)
+
+
+class Space:
+    """One network namespace: sockets that were made in it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.names: dict[int, str] = {}
+        self.generation = -1
+        self.rules: list[str] = []
+        with inside(path):
+            self.route = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)
+            self.netfilter = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+        for sock in (self.route, self.netfilter):
+            sock.bind((0, 0))
+            sock.settimeout(5)
+
+    def close(self) -> None:
+        self.route.close()
+        self.netfilter.close()
+
+    def dump(self, kind: int, body: bytes) -> Iterator[bytes]:
+        """The messages that answer a request for a whole table."""
+        self.route.send(struct.pack("IHHII", 16 + len(body), kind, REQUEST | DUMP, 1, 0) + body)
+        while True:
+            data = self.route.recv(1 << 17)
+            at = 0
+            while at < len(data):
+                length, answer = struct.unpack_from("IH", data, at)
+                if answer in (DONE, ERROR):
+                    return
+                yield data[at + 16 : at + length]
+                at += (length + 3) & ~3
+
+    def state(self, legacy: bool) -> list[str]:
+        """Everything, line by line."""
+        lines = self.links()
+        lines += self.addresses()
+        lines += self.routes()
+        lines += self.policies()
+        lines += self.neighbours()
+        lines += self.queues()
+        lines += self.settings()
+        return sorted(lines) + self.filter_rules(legacy) + self.sysctls()
+
+    # --- devices
+
+    def links(self) -> list[str]:
+        lines = []
+        self.names.clear()
+        found = []
+        for data in self.dump(GETLINK, struct.pack("BxHiII", 0, 0, 0, 0, 0) + struct.pack("HHI", 8, 29, SKIP_STATS)):
+            _, index, flags, _ = struct.unpack_from("xxHiII", data)
+            told = dict(attributes(data, 16, len(data)))
+            self.names[index] = text(told.get(3, b"?"))
+            found.append((index, flags, told))
+        for index, flags, told in found:
+            info = dict(attributes(told.get(18, b""), 0, len(told.get(18, b""))))
+            kind = text(info.get(1, b""))
+            master = self.names.get(number(told.get(10, b"")), "")
+            shown = " ".join(word for bit, word in LINK_FLAGS.items() if flags & bit)
+            data = info.get(2, b"")
+            kept = dict(attributes(data, 0, len(data))) if kind == "bridge" else {}
+            details = [kept[key].hex() for key in BRIDGE_KEPT if key in kept] if kind == "bridge" else [data.hex()]
+            port = (
+                dict(attributes(info.get(5, b""), 0, len(info.get(5, b""))))
+                if text(info.get(4, b"")) == "bridge"
+                else {}
+            )
+            switches = [f"{key}={port[key].hex()}" for key in PORT_KEPT if key in port]
+            words = ["link", self.name(index), kind, shown, f"mtu {number(told.get(4, b''))}"]
+            words += [f"master {master}"] if master else []
+            lasting = self.path == "" and kind != "bridge" and self.name(index) != "veth*"
+            words += [f"mac {mac(told.get(1, b''))}"] if lasting and 1 in told else []
+            words += details if kind not in ("veth", "") else []
+            lines.append(" ".join(word for word in [*words, *switches] if word))
+        return lines
+
+    def name(self, index: int) -> str:
+        found = self.names.get(index, f"#{index}")
+        return "veth*" if self.path == "" and found.startswith("veth") else found
+
+    def addresses(self) -> list[str]:
+        lines = []
+        for data in self.dump(GETADDR, struct.pack("BBBBi", 0, 0, 0, 0, 0)):
+            family, length, _, scope, index = struct.unpack_from("BBBBi", data)
+            told = dict(attributes(data, 8, len(data)))
+            if family == socket.AF_INET6 and scope:
+                continue  # the kernel gives them to every device
+            lines.append(f"address {address(told.get(2) or told[1])}/{length} dev {self.name(index)}")
+        if self.path:  # a pod that is made anew has another address
+            own = {line.split()[1].partition("/")[0] for line in lines} - {"127.0.0.1", "::1"}
+            self.own = own
+            return ["address its own" if line.split()[1].partition("/")[0] in own else line for line in lines]
+        self.own = set()
+        return lines
+
+    # --- routing
+
+    def routes(self) -> list[str]:
+        lines = []
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for data in self.dump(GETROUTE, struct.pack("BBBBBBBBI", family, 0, 0, 0, 0, 0, 0, 0, 0)):
+                _, length, _, _, table, protocol, _, kind, flags = struct.unpack_from("BBBBBBBBI", data)
+                told = dict(attributes(data, 12, len(data)))
+                table = number(told[15]) if 15 in told else table
+                if table == LOCAL_TABLE or flags & CLONED or kind == 5:
+                    continue
+                if family == socket.AF_INET6 and protocol in (KERNEL, ROUTER_ADVERTISEMENT):
+                    continue
+                lines.append(self.route_line(length, table, protocol, kind, flags, told))
+        return lines
+
+    def route_line(self, length: int, table: int, protocol: int, kind: int, flags: int, told: dict[int, bytes]) -> str:
+        target = f"{address(told[1])}/{length}" if 1 in told else "default"
+        words = [f"route {ROUTE_TYPES.get(kind, f'type {kind} ')}{target}"]
+        hops = [(number(told[4]), told, flags)] if 4 in told else []
+        if 9 in told:
+            hops = list(next_hops(told[9]))
+        for index, more, marks in hops:
+            words += [f"via {address(more[5])}"] if 5 in more else []
+            words += [f"via {address(more[18][2:])}"] if 18 in more else []
+            words += [f"dev {self.name(index)}"]
+            words += [word for bit, word in ((1, "dead"), (4, "onlink"), (16, "linkdown")) if marks & bit]
+        words += [f"src {'its own' if address(told[7]) in self.own else address(told[7])}"] if 7 in told else []
+        words += [f"metric {number(told[6])}"] if number(told.get(6, b"")) else []
+        words += [f"table {table}"] if table != 254 else []
+        words += [f"metrics {told[8].hex()}"] if 8 in told else []
+        return " ".join([*words, f"proto {protocol}"])
+
+    def policies(self) -> list[str]:
+        lines = []
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for data in self.dump(GETRULE, struct.pack("BBBBBBBBI", family, 0, 0, 0, 0, 0, 0, 0, 0)):
+                told = sorted((kind, value.hex()) for kind, value in attributes(data, 12, len(data)) if kind != 15)
+                lines.append(f"rule of routing {data[:12].hex()} {told}")
+        return lines
+
+    def neighbours(self) -> list[str]:
+        lines = []
+        for family in (0, AF_BRIDGE):
+            body = struct.pack("BxxxiHBB", family, 0, 0, 0, 0)
+            if family == AF_BRIDGE:
+                body = struct.pack("BxHiII", family, 0, 0, 0, 0)
+            for data in self.dump(GETNEIGH, body):
+                found, index, state = struct.unpack_from("BxxxiH", data)
+                told = dict(attributes(data, 12, len(data)))
+                if found == AF_BRIDGE:
+                    kept = (1 in told and state & (PERMANENT | NOARP)) or (state & NOARP and not state & PERMANENT)
+                    target = f" dst {address(told[1])}" if 1 in told else ""
+                    line = f"fdb {mac(told.get(2, b''))} dev {self.name(index)}{target}"
+                else:
+                    kept = state & PERMANENT and 1 in told
+                    line = f"neighbour {address(told[1]) if 1 in told else ''} dev {self.name(index)} {mac(told.get(2, b''))}"
+                if kept:
+                    lines.append(line)
+        return lines
+
+    def queues(self) -> list[str]:
+        lines = []
+        for data in self.dump(GETQDISC, struct.pack("BxxxiIII", 0, 0, 0, 0, 0)):
+            _, index, _, parent, _ = struct.unpack_from("BxxxiIII", data)
+            told = dict(attributes(data, 20, len(data)))
+            kind = text(told.get(1, b""))
+            if kind not in ("noqueue", "mq") and self.name(index) != "veth*":
+                lines.append(f"qdisc {kind} dev {self.name(index)} parent {parent:x} {told.get(2, b'').hex()}")
+        return lines
+
+    # --- rules
+
+    def filter_rules(self, legacy: bool) -> list[str]:
+        """The rules; nft shows those of iptables-nft too."""
+        generation = self.rule_generation()
+        if generation != self.generation or legacy:
+            lines = [] if generation <= 0 else self.listed(["nft", "-s", "list", "ruleset"])
+            if legacy:
+                lines += self.listed(["iptables-legacy-save"])
+            self.generation, self.rules = generation, [f"rules {line}" for line in lines]
+        return self.rules
+
+    def rule_generation(self) -> int:
+        """A number that the kernel changes with every change of rules; 0 where it has no nf_tables."""
+        self.netfilter.send(struct.pack("IHHII", 20, GETGEN, REQUEST, 1, 0) + struct.pack("!BBH", 0, 0, 0))
+        data = self.netfilter.recv(1 << 16)
+        if struct.unpack_from("IH", data)[1] == ERROR:
+            return 0
+        told = dict(attributes(data, 20, len(data)))
+        return int.from_bytes(told.get(1, b""), "big")
+
+    def listed(self, argv: list[str]) -> list[str]:
+        entering = ["nsenter", f"--net={self.path}", "--"] if self.path else []
+        done = subprocess.run([*entering, *argv], capture_output=True, check=False, stdin=subprocess.DEVNULL)
+        lines = done.stdout.decode(errors="replace").splitlines()
+        return [without_counters(line) for line in lines if line.strip() and not line.startswith("#")]
+
+    def settings(self) -> list[str]:
+        """How each device forwards and filters, which is what /proc/sys/net/ipv4/conf shows."""
+        lines = []
+        for data in self.dump(GETNETCONF, struct.pack("B", socket.AF_INET)):
+            told = {
+                kind: struct.unpack("i", value)[0] for kind, value in attributes(data, 4, len(data)) if len(value) == 4
+            }
+            index = told.pop(1, 0)
+            device = {-1: "all", -2: "default"}.get(index) or self.name(index)
+            words = [f"{name} {told[kind]}" for kind, name in SETTINGS.items() if kind in told]
+            lines.append(f"sysctl {device} {' '.join(words)}")
+        return lines
+
+    def sysctls(self) -> list[str]:
+        """What else is set for the machine; a pod's would take going there."""
+        lines = []
+        for name in () if self.path else SYSCTLS:
+            with contextlib.suppress(OSError), open(f"/proc/sys/net/ipv4/{name}", "rb") as file:
+                lines.append(f"sysctl {name} {file.read().decode().strip()}")
+        return lines
+
+
+def without_counters(line: str) -> str:
+    """A chain's line of iptables-save counts: `:INPUT ACCEPT [12:3456]`."""
+    return line.partition(" [")[0] if line.startswith(":") else line
+
+
+def next_hops(data: bytes) -> Iterator[tuple[int, dict[int, bytes], int]]:
+    at = 0
+    while len(data) - at >= 8:
+        length, flags, _, index = struct.unpack_from("HBBi", data, at)
+        if length < 8:
+            return
+        yield index, dict(attributes(data, at + 8, at + length)), flags
+        at += (length + 3) & ~3
+
+
+@contextlib.contextmanager
+def inside(path: str) -> Iterator[None]:
+    """Be in a network namespace for a moment."""
+    if not path:
+        yield
+        return
+    own, other = os.open("/proc/self/ns/net", os.O_RDONLY), os.open(path, os.O_RDONLY)
+    try:
+        enter(other)
+        yield
+    finally:
+        enter(own)
+        os.close(own)
+        os.close(other)
+
+
+def enter(descriptor: int) -> None:
+    if libc.setns(descriptor, CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "setns")
+
+
+class Spaces:
+    """The machine's own namespace, and those of its pods as they come and go."""
+
+    FOLDER = "/run/netns"
+
+    def __init__(self) -> None:
+        self.known: dict[str, tuple[int, Space]] = {"": (0, Space(""))}
+
+    def now(self) -> dict[str, Space]:
+        there: dict[str, int] = {"": 0}
+        with contextlib.suppress(OSError), os.scandir(self.FOLDER) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    there[entry.name] = os.stat(entry.path).st_ino
+        for name in list(self.known):
+            if there.get(name) != self.known[name][0]:
+                self.known.pop(name)[1].close()
+        for name, inode in there.items():
+            if name not in self.known:
+                with contextlib.suppress(OSError):  # a file that is no namespace any more
+                    self.known[name] = inode, Space(f"{self.FOLDER}/{name}")
+        return {name: space for name, (_, space) in sorted(self.known.items())}
+
+
+def main() -> None:
+    """Answer until standard input ends."""
+    legacy = "iptables-legacy" in sys.argv[1:]
+    spaces, last = Spaces(), None
+    for _ in sys.stdin.buffer:
+        state: dict[str, Any] = {}
+        for name, space in spaces.now().items():
+            try:
+                state[name] = space.state(legacy and not name)
+            except OSError as error:  # it went away meanwhile
+                state[name] = [f"cannot be read: {error.strerror}"]
+        answer = {"same": True} if state == last else {"state": state}
+        last = state
+        print(json.dumps(answer), flush=True)
+
+
+main()
