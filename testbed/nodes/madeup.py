@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from testbed.deadline import Deadline
-from testbed.errors import ProductError
+from testbed.errors import LabError, ProductError
 from testbed.nodes.etcd import PREFIX, Etcd
 from testbed.nodes.store import EtcdLeases
 
@@ -90,7 +94,39 @@ def _end(cluster: Cluster, node: str) -> None:
         cluster.stop_flanneld(node, "KILL")
 
 
-def _lease(address: IPv4Address, kind: str, data: Mapping[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Stranger:
+    """A node that there is not, on the link of the first member."""
+
+    subnet: IPv4Network
+    address: IPv4Address
+    mac: str
+
+    @classmethod
+    def new(cls, cluster: Cluster) -> Stranger:
+        """One with a free subnet, an address that no machine has, and a MAC of its own. Raises LabError."""
+        subnets = free_subnets(cluster, 1)
+        if not subnets:
+            raise LabError("every subnet of the Network is leased")
+        return cls(subnets[0], cluster.members[0].spec.ip + 100, random_mac())
+
+    def lease(self, cluster: Cluster) -> dict[str, Any]:
+        """Its lease with the cluster's backend."""
+        kind, data = cluster.flannel.backend.type, None
+        if kind == "vxlan":
+            data = {"VNI": cluster.flannel.vni, "VtepMAC": self.mac}
+        elif kind == "wireguard":
+            key = base64.b64encode(hashlib.sha256(self.mac.encode()).digest()).decode()
+            data = {"PublicKey": key, "Port": cluster.flannel.port}
+        return _lease(self.address, kind, data)
+
+
+def random_mac() -> str:
+    """A locally administered MAC that nobody has."""
+    return f"02:{secrets.token_bytes(5).hex(':')}"
+
+
+def _lease(address: IPv4Address, kind: str, data: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"PublicIP": str(address), "BackendType": kind, "BackendData": data}
 
 
