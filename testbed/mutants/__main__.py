@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from testbed.cli import complain
+from testbed.collecting import IPV6_NEEDED
 from testbed.commands.run import pytest_arguments
 from testbed.doctor import require_tools, search_path
 from testbed.errors import Exit, InputError, TestbedError
@@ -89,10 +90,20 @@ def runs_of(mutations: Iterable[Mutation], backends: Sequence[str], *, every: bo
     order = list(backends or dict.fromkeys([*HERE, *BACKENDS]))
     found: dict[Run, list[Mutation]] = {}
     for mutation in mutations:
-        fitting = [backend for backend in order if backend in mutation.acts_on]
+        fitting = [
+            backend for backend in order if backend in mutation.acts_on and _has_what_it_needs(backend, mutation)
+        ]
         for backend in fitting if every else fitting[:1]:
             found.setdefault((backend, mutation.options), []).append(mutation)
     return dict(sorted(found.items(), key=lambda item: (list(BACKENDS).index(item[0][0]), item[0][1])))
+
+
+def _has_what_it_needs(backend: str, mutation: Mutation) -> bool:
+    """Whether a backend's lab has IPv6 where the row is about it: by itself, or by the options that are given."""
+    from testbed.checks import load_catalogue
+
+    ipv6 = BACKENDS[backend].dual or any(value.startswith("EnableIPv6=") for _, value in mutation.options)
+    return ipv6 or load_catalogue()[mutation.row].needs != IPV6_NEEDED
 
 
 def prove(
