@@ -73,8 +73,14 @@ def cmd_del(conf: dict[str, Any]) -> None:
         return  # never added, or deleted before
     saved = decode_saved(data)
     if saved is None:
-        sys.stderr.write(f"flannel: {os.join(folder, container)} is no configuration; nothing can be deleted by it\n")
-        return
+        # As after a loss of power, for saving does not wait for the disk. What an ADD would save now does as well.
+        sys.stderr.write(f"flannel: {os.join(folder, container)} is no configuration; deleting by that of today\n")
+        try:
+            saved = delegate_config(conf, read_subnet_env(conf.get("subnetFile", SUBNET_FILE)))
+        except CniError as error:
+            sys.stderr.write(f"flannel: nothing can be deleted by it: {error.msg}\n")
+            return
+        data = encode(saved)
     ask(saved.get("type"), data)
     forget(os.join(folder, container))
 

@@ -11,7 +11,6 @@ from posix import (
     close,
     dup2,
     execve,
-    fsync,
     listdir,
     lseek,
     memfd_create,
@@ -30,7 +29,7 @@ from posix import (
 from posix import environ as _environ
 
 __all__ = [
-    "O_CREAT", "O_TRUNC", "O_WRONLY", "POSIX_SPAWN_DUP2", "SEEK_SET", "close", "dup2", "environ", "execve", "fsync",
+    "O_CREAT", "O_TRUNC", "O_WRONLY", "POSIX_SPAWN_DUP2", "SEEK_SET", "close", "dup2", "environ", "execve",
     "isfile", "join", "listdir", "lseek", "makedirs", "memfd_create", "open", "pipe", "posix_spawn", "read", "rename",
     "unlink", "waitpid", "waitstatus_to_exitcode", "write",
 ]  # fmt: skip

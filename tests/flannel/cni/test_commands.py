@@ -55,12 +55,31 @@ def test_del_without_its_delegate(runtime: Runtime) -> None:
     assert (runtime.data / "c1").exists()
 
 
-def test_del_of_a_broken_file(runtime: Runtime) -> None:
+@pytest.mark.parametrize("left", ["", "{", "[]"])
+def test_del_of_a_broken_file(runtime: Runtime, left: str) -> None:
+    """Such as a loss of power leaves: the address is given back by the configuration of today."""
     runtime.data.mkdir()
-    (runtime.data / "c1").write_text("{")
+    (runtime.data / "c1").write_text(left)
+    (runtime.folder / "fail").write_text('{"code": 11, "msg": "busy"}')
+    assert runtime.call("DEL").returncode == 1
+    assert (runtime.data / "c1").exists(), "it can be tried again"
+    (runtime.folder / "fail").unlink()
     result = runtime.call("DEL")
     assert result.returncode == 0
     assert b"is no configuration" in result.stderr
+    call = runtime.calls()[-1]
+    assert (call["env"]["CNI_COMMAND"], call["stdin"].encode()) == ("DEL", GOLDEN)
+    assert list(runtime.data.iterdir()) == []
+
+
+def test_del_of_a_broken_file_without_subnet_env(runtime: Runtime) -> None:
+    runtime.data.mkdir()
+    (runtime.data / "c1").write_text("{")
+    runtime.subnet_file.unlink()
+    result = runtime.call("DEL")
+    assert result.returncode == 0
+    assert b"nothing can be deleted by it" in result.stderr
+    assert not (runtime.folder / "calls").exists()
     assert (runtime.data / "c1").exists()
 
 
