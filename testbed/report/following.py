@@ -17,6 +17,7 @@ true}; one that is not readable shows it encrypted, if at all.  `first` is in se
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Generator
 from dataclasses import asdict
@@ -125,12 +126,21 @@ class Following:
     def _failed(self, excinfo: pytest.ExceptionInfo[BaseException]) -> journal.Assertion:
         """The assertion that failed, with what was compared where it is a comparison."""
         entry = excinfo.traceback[-1]
-        text = shortened(str(entry.statement).strip().removeprefix("assert "))
+        text = shortened(_asserted(str(entry.statement).strip()))
         failed = journal.Assertion(text, shortened(str(excinfo.value)), held=False, line=entry.lineno + 1)
         if self._compared is not None:
             sign, left, right = self._compared
             failed.sign, failed.seen, failed.wanted = sign, _value(left), _value(right)
         return failed
+
+
+def _asserted(statement: str) -> str:
+    """What a statement asserts, without its message."""
+    try:
+        parsed = ast.parse(statement).body[0]
+    except (SyntaxError, IndexError):
+        return statement
+    return ast.unparse(parsed.test) if isinstance(parsed, ast.Assert) else statement
 
 
 def _value(value: object) -> str:

@@ -79,7 +79,8 @@ def verdict_of(
         product = error.exit_code is Exit.FAILED
         return (Verdict.FAILED if product else Verdict.LAB_ERROR), str(error)
     if isinstance(error, (AssertionError, failed)):
-        return Verdict.FAILED, str(error) or "the assertion does not hold"
+        # A percent sign in an assertion's message is doubled by pytest, where it tells of assertions that hold.
+        return Verdict.FAILED, str(error).replace("%%", "%") or "the assertion does not hold"
     return Verdict.LAB_ERROR, f"the check itself broke: {type(error).__name__}: {error}"
 
 
@@ -127,7 +128,8 @@ class RunRecord:
 
     def to_json(self) -> dict[str, Any]:
         """The run as checks.json holds it."""
-        run = self.facts | {"exit": self.exit}
+        ending = {"problems": self.problems, "broken": self.broken, "interrupted": self.interrupted}
+        run = self.facts | {"exit": self.exit} | {key: value for key, value in ending.items() if value}
         checks = [outcome.to_json() for outcome in self.outcomes]
         return {"schema": 1, "run": run, "checks": checks, "labs": self.labs}
 

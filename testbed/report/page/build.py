@@ -89,10 +89,13 @@ def _asset(name: str) -> tuple[Markup, str]:
 def view(document: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that the template shows."""
     run, labs = document.get("run", {}), document.get("labs", {})
+    any_lab: Mapping[str, Any] = next(iter(labs.values()), {})
     programs = Programs()
     checks = [
         check_view(check, labs, programs, number) for number, check in enumerate(document.get("checks", ()), start=1)
     ]
+    places = lost_places(checks)
+    open_some(checks, places)
     counts = {verdict: sum(check["verdict"] == verdict for check in checks) for verdict in ORDER}
     style, style_hash = _asset("page.css")
     script, script_hash = _asset("page.js")
@@ -105,11 +108,11 @@ def view(document: Mapping[str, Any]) -> dict[str, Any]:
         "checks": sorted(checks, key=lambda check: ORDER.index(check["verdict"])),
         "groups": group_rows(checks),
         "nodes": sorted({node for check in checks for node in check["nodes"]}),
-        "places": lost_places(checks),
+        "places": places,
         "labs": [lab_view(name, lab) for name, lab in labs.items()],
         "slowest": bars([(c["name"], c["seconds"], c["anchor"]) for c in checks if c["verdict"] != "skipped"], SLOWEST),
         "figures": figures_of(checks, document),
-        "traces": [trace_view(trace) for trace in run.get("traces") or ()],
+        "traces": [trace_view(trace, labs.get(trace.get("lab")) or any_lab) for trace in run.get("traces") or ()],
         "facts": run_facts(run, checks),
         "programs": [(number, text) for text, number in programs.numbers.items()],
         "style": style,
@@ -174,7 +177,7 @@ def check_view(check: Mapping[str, Any], labs: Mapping[str, Any], programs: Prog
         "verdict": verdict if verdict in ORDER else "lab_error",
         "word": WORDS.get(verdict, verdict),
         "loud": loud,
-        "open": verdict in BAD,
+        "open": False,
         "claim": row.claim if row else "",
         "source": row.source if row else "",
         "mutation": row.mutation if row and loud and row.mutation not in ("–", "-") else "",
@@ -190,7 +193,7 @@ def check_view(check: Mapping[str, Any], labs: Mapping[str, Any], programs: Prog
         "lost": first,
         "drawing": drawing_of(check, lab, first) if first and loud else "",
         "asserted": list(account.get("asserted", ())),
-        "packets": list(account.get("packets", ())),
+        "packets": packets_of(account, first["lost"] if first and loud else None),
         "packets_left_out": int(account.get("packets_left_out", 0)),
         "commands": [command_view(command, lab_name, programs) for command in account.get("commands", ())],
         "left_out": dict(account.get("left_out", {})),
@@ -199,8 +202,19 @@ def check_view(check: Mapping[str, Any], labs: Mapping[str, Any], programs: Prog
         "missing": [str(line) for line in evidence.get("missing") or ()],
         "folder": link(evidence["folder"]) if evidence.get("folder") else None,
         "files": files_of(check, evidence),
-        "trace": trace_view(evidence["trace"]) if evidence.get("trace") else None,
+        "trace": trace_view(evidence["trace"], lab) if evidence.get("trace") else None,
     }
+
+
+def packets_of(account: Mapping[str, Any], found: lost.Lost | None) -> list[dict[str, Any]]:
+    """The packets of a check; of a flow that was lost the first one where it was last seen is open."""
+    packets = [dict(packet, open=False) for packet in account.get("packets", ())]
+    if found is not None and found.after is not None:
+        for packet in packets:
+            if packet["at"] == found.after.at:
+                packet["open"] = True
+                break
+    return packets
 
 
 def flow_view(flow: Mapping[str, Any], lab: Mapping[str, Any]) -> dict[str, Any]:
@@ -274,10 +288,21 @@ def files_of(check: Mapping[str, Any], evidence: Mapping[str, Any]) -> list[dict
 
 def link(path: object) -> str:
     """A relative link to a file of the report; never one that leads elsewhere."""
-    return "./" + quote(str(path).lstrip("/"))
+    return "./" + "/".join(quote(part) for part in str(path).split("/") if part not in ("", ".."))
 
 
 # --- over all checks
+
+MOST_OPEN = 5
+"""Failed checks that are open from the beginning: one for each place where packets are lost, and some without one."""
+
+
+def open_some(checks: Sequence[dict[str, Any]], places: Sequence[Mapping[str, Any]]) -> None:
+    """Open what has to be read; ten checks that fail for one reason are read once."""
+    known = {id(check) for place in places for check in place["checks"]}
+    others = [check for check in checks if check["verdict"] in BAD and id(check) not in known]
+    for check in [*(place["checks"][0] for place in places), *others][:MOST_OPEN]:
+        check["open"] = True
 
 
 def lost_places(checks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -293,7 +318,7 @@ def lost_places(checks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for place in ordered:
         first = place["checks"][0]
         place |= {key: first["lost"][key] for key in ("suspects", "look", "sentence")}
-        place["lab"] = first["lab"]
+        place |= {"lab": first["lab"], "drawing": first["drawing"]}
         causes = (check["trace"]["cause"] for check in place["checks"] if check["trace"])
         place["cause"] = next(filter(None, causes), None)
     return ordered

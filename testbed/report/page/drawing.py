@@ -6,7 +6,7 @@ so that the way is a line down, up and across; it ends in a cross where the pack
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +54,15 @@ class Box:
 class Drawing:
     """A lab with a way on it; `markup` is the SVG."""
 
-    def __init__(self, lab: Mapping[str, Any], way: Sequence[Station] = (), found: Lost | None = None) -> None:
+    def __init__(
+        self,
+        lab: Mapping[str, Any],
+        way: Sequence[Station] = (),
+        found: Lost | None = None,
+        fabric: Collection[str] = (),
+    ) -> None:
         self.lab = lab
+        self.fabric = set(fabric)  # the routers that it came through, where that is known
         self.way = list(way)
         self.found = found
         self.direction = found.direction if found else "there"
@@ -81,7 +88,7 @@ class Drawing:
         own = [s for s in self.way if s.machine == machine and not s.at.startswith("outside:")]
         if len({station.machine for station in self.way}) == 1:
             return own  # from pod to pod on one node
-        return sorted(own, key=lambda station: DEPTH[station.kind])
+        return sorted(own, key=lambda station: DEPTH.get(station.kind, 0))
 
     def _lay_out(self) -> None:
         rows = [role for role in ROWS if self._of(role)]
@@ -125,8 +132,9 @@ class Drawing:
             return Markup()
         width = max(box.x + WIDTH for box in self.boxes.values()) + MARGIN
         height = max(box.y + box.height for box in self.boxes.values()) + MARGIN
-        parts = [*self._cables(), *self._way_lines(), *map(self._machine, self.machines), *self._chip_marks()]
-        parts += self._cross()
+        nodes = [self._machine(machine) for machine in self._of("node")]
+        routers = [self._machine(machine) for machine in self.machines if machine["role"] != "node"]
+        parts = [*self._cables(), *nodes, *self._way_lines(), *routers, *self._chip_marks(), *self._cross()]
         label = Markup('<svg class="lab" viewBox="0 0 {w:g} {h:g}" width="{w:g}" height="{h:g}" role="img">').format(
             w=width, h=height
         )
@@ -243,18 +251,21 @@ class Drawing:
 
     def _over_fabric(self, one: Station, other: Station, a: Point, b: Point) -> list[list[Point]]:
         near, far = (self.boxes.get(self._rack(station.machine)) for station in (one, other))
-        spines = [self.boxes[str(m["name"])] for m in self._of("spine")]
+        names = [str(machine["name"]) for machine in self._of("spine")]
+        spines = [self.boxes[name] for name in names if name in self.fabric or not self.fabric & set(names)]
         if near is not None and near is far:
             return [[a, _middle(near), b]]
-        start = [a, *([_middle(near)] if near else [])]
-        end = [*([_middle(far)] if far else []), b]
-        if not spines:
-            return [[*start, *end]]
-        return [[*start, _middle(spine), *end] for spine in spines]
+        if near is None or far is None or not spines:
+            spines = spines or [box for box in (near, far) if box]
+            return [[a, *map(_middle, spines[:1]), b]]
+        ways = [[_middle(near), _middle(spine), _middle(far)] for spine in spines]
+        return [[a, *ways[0], b]] if len(ways) == 1 else [[a, _middle(near)], *ways, [_middle(far), b]]
 
     def _way_lines(self) -> list[Markup]:
         return [
-            Markup('<path class="way {}{}" d="{}"/>').format(state, " several" if len(paths) > 1 else "", _line(points))
+            Markup('<path class="way {}{}" d="{}"/>').format(
+                state, " several" if len(paths) > 1 and len(points) > 2 else "", _line(points)
+            )
             for paths, state in self._segments()
             for points in paths
         ]
@@ -268,20 +279,15 @@ class Drawing:
             return []
         if self.found.after.machine == self.found.before.machine:
             at = Point((a.x + b.x) / 2, (a.y + b.y) / 2)
-        else:
-            paths = self._between(self.found.after, self.found.before)
-            at = paths[0][len(paths[0]) // 2] if paths and len(paths) == 1 else self._above(paths, a, b)
+        else:  # over several spines: which of them it took is not known
+            ways = [way for way in self._between(self.found.after, self.found.before) if len(way) > 2]
+            middles = [way[len(way) // 2] for way in ways] or [a, b]
+            at = Point(sum(p.x for p in middles) / len(middles), sum(p.y for p in middles) / len(middles))
         return [
             Markup('<g class="cross"><circle cx="{x:g}" cy="{y:g}" r="10"/><path d="{d}"/></g>').format(
                 x=at.x, y=at.y, d=f"M{at.x - 4:g} {at.y - 4:g}l8 8m0 -8l-8 8"
             )
         ]
-
-    @staticmethod
-    def _above(paths: Sequence[Sequence[Point]], a: Point, b: Point) -> Point:
-        """Between the spines: through which of them it went is not known."""
-        middles = [path[len(path) // 2] for path in paths] or [a, b]
-        return Point(sum(p.x for p in middles) / len(middles), sum(p.y for p in middles) / len(middles))
 
 
 def _line(points: Sequence[Point]) -> str:

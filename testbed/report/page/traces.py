@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from markupsafe import Markup
 
-def trace_view(trace: Mapping[str, Any]) -> dict[str, Any]:
-    """A trace as the template shows it."""
+from testbed.report.page.drawing import Drawing
+from testbed.report.page.lost import Lost, Station
+
+
+def trace_view(trace: Mapping[str, Any], lab: Mapping[str, Any]) -> dict[str, Any]:
+    """A trace as the template shows it, drawn in its lab."""
     missing = trace.get("missing")
     return {
+        "drawing": drawing_of(trace, lab),
         "title": f"{trace.get('source', '')} → {trace.get('target', '')}",
         "packet": trace.get("packet") or {},
         "delivered": bool(trace.get("delivered")),
@@ -25,6 +31,39 @@ def trace_view(trace: Mapping[str, Any]) -> dict[str, Any]:
         "missing_in": {"request": "there", "answer": "back"}.get(str(missing.get("direction"))) if missing else None,
         "cause": dict(missing.get("cause") or {}) if missing else None,
     }
+
+
+KINDS = {"underlay": "wire"}
+
+
+def drawing_of(trace: Mapping[str, Any], lab: Mapping[str, Any]) -> Markup:
+    """The way of the packet in its lab; which spine it took is known where one saw it."""
+    way: dict[str, Station] = {}
+    fabric: set[str] = set()
+    for key, there, back in (("request", 1, 0), ("answer", 0, 1)):
+        for hop in (trace.get(key) or {}).get("hops") or ():
+            if hop.get("kind") in ("fabric", "other"):
+                fabric |= {str(hop.get("machine"))} if key == "request" else set()
+                continue
+            at = f"{hop.get('place', '')}:{hop.get('interface', '')}"
+            known = way.get(at)
+            counts = (max(there, known.there), max(back, known.back)) if known else (there, back)
+            way[at] = _station(hop, *counts, tunnelled=hop.get("encapsulation") is not None)
+    found = None
+    if missing := trace.get("missing"):
+        before = _station(missing, 0, 0)
+        way.setdefault(before.at, before)
+        last = missing.get("last")
+        after = way.get(f"{last.get('place', '')}:{last.get('interface', '')}") if last else None
+        found = Lost("there" if missing.get("direction") == "request" else "back", after, before, 1, 0)
+    title = f"the path of a packet from {trace.get('source', '')} to {trace.get('target', '')}"
+    return Drawing(lab, list(way.values()), found, fabric=fabric).markup(title)
+
+
+def _station(hop: Mapping[str, Any], there: int, back: int, *, tunnelled: bool = False) -> Station:
+    kind = str(hop.get("kind", "wire"))
+    at = f"{hop.get('place', '')}:{hop.get('interface', '')}"
+    return Station(at, str(hop.get("machine", "")), KINDS.get(kind, kind), True, there, back, 0, tunnelled)
 
 
 def hop_view(hop: Mapping[str, Any]) -> dict[str, Any]:
