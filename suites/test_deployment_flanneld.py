@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import base64
+import re
+from collections.abc import Collection, Iterator
+from ipaddress import IPv4Network
+from typing import Any
 
 import pytest
 
@@ -100,6 +104,53 @@ def test_ready_means_a_network_and_healthy_a_process(alone: Alone) -> None:
     rules = alone.place.run(["iptables-save", "-t", "nat"]).stdout
     assert f"-s {NETWORK}" in rules, f"/readyz says 200 before there are rules for {NETWORK}:\n{rules}"
     assert alone.status("/healthz") == 200
+
+
+@check("DEP-23")
+def test_a_peer_can_be_resolved_before_it_can_be_reached(alone: Alone, cluster: Cluster) -> None:
+    """The device, its address, then a peer's neighbour and forwarding entry, and its route last. Source: S3, src."""
+    flannel = cluster.flannel
+    alone.configure({**flannel.backend_keys, "VNI": 1} if flannel.vni else flannel.backend_keys)
+    peers: dict[IPv4Network, dict[str, Any]] = {}
+    for number, subnet in enumerate([NETWORK_SUBNETS[-1], NETWORK_SUBNETS[-2]]):
+        data = {"VNI": 1, "VtepMAC": f"02:00:5e:00:53:{number:02x}", "PublicKey": KEYS[number], "Port": 51820}
+        peers[subnet] = {
+            "PublicIP": str(alone.address + 7 + number),
+            "BackendType": flannel.backend.type,
+            "BackendData": data if flannel.backend.type in ("vxlan", "wireguard") else None,
+        }
+        alone.lease(subnet, peers[subnet])
+    with alone.changes() as changes:
+        alone.start()
+        alone.wait_ready()
+        routes = Deadline(READY_SECONDS).poll(lambda: routes_in(changes(), peers) == len(peers) or None)
+        seen = changes()
+    story = "\n".join(seen)
+    assert routes, f"not every peer has a route:\n{story}"
+    device = flannel.backend.tunnel_device({"Backend": {"VNI": 1}}) if flannel.backend.tunnels else None
+    for subnet, peer in peers.items():
+        wanted = [rf"\[LINK\].* {device}: <", rf"\[ADDR\].* {device} +inet "] if device else []
+        if flannel.vni and not flannel.direct:
+            entry = f"dev {device} lladdr {peer['BackendData']['VtepMAC']}"
+            wanted += [rf"\[NEIGH\]{address} {entry}" for address in (subnet[0], peer["PublicIP"])]
+        route = first(seen, rf"\[ROUTE\]{subnet} ")
+        for pattern in wanted:
+            assert first(seen, pattern) < route, f"{subnet}'s route comes before {pattern}:\n{story}"
+
+
+NETWORK_SUBNETS = list(NETWORK.subnets(new_prefix=24))
+KEYS = [base64.b64encode(bytes([number]) * 32).decode() for number in (1, 2)]
+READY_SECONDS = 15.0
+
+
+def first(lines: list[str], pattern: str) -> int:
+    """Where a pattern is first seen; behind everything where it is not."""
+    return next((at for at, line in enumerate(lines) if re.search(pattern, line)), len(lines))
+
+
+def routes_in(lines: list[str], subnets: Collection[IPv4Network]) -> int:
+    """How many of these subnets have got a route."""
+    return sum(any(str(subnet) in line for line in lines) for subnet in subnets)
 
 
 @check("NEG-05")

@@ -6,14 +6,14 @@ Whatever it does there, the lab does not notice it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Any
 
 from testbed.deadline import Deadline
-from testbed.errors import ProductError
+from testbed.errors import LabError, ProductError
 from testbed.labs.base import Node, Place, Result
 from testbed.nodes.etcd import Etcd
 from testbed.nodes.madeup import etcd_of, key_of
@@ -27,7 +27,7 @@ NAME = "alone"
 PREFIX = f"/{NAME}/network"
 SUBNET_FILE = f"/run/{NAME}/subnet.env"
 NETWORK = IPv4Network("10.99.0.0/16")
-UPLINK = IPv4Network("198.18.0.0/30")
+UPLINK = IPv4Network("198.18.0.0/24")
 """Between the namespace's eth0 and its node."""
 SECOND = IPv4Address("203.0.113.1")
 """The address of the namespace's eth1, which leads nowhere."""
@@ -97,6 +97,32 @@ class Alone:
             return self.node.read(SUBNET_FILE).decode()
         return None
 
+    @contextmanager
+    def changes(self) -> Iterator[Callable[[], list[str]]]:
+        """What returns the changes in the kernel since the block began, as `ip -o monitor all` tells them."""
+        name = f"{NAME}-monitor"
+        argv = ["nsenter", f"--net=/run/netns/{NAME}", "--", "ip", "-o", "monitor", "all"]
+        pid = self.node.start(argv, name=name)
+
+        def listens() -> bool:
+            return any(line.split()[2] == str(pid) for line in self._sockets())
+
+        def lines() -> list[str]:
+            return self.node.read(f"/var/log/{name}.log").decode(errors="replace").splitlines()
+
+        try:
+            if not Deadline(READY_SECONDS).poll(listens, every=0.02):
+                raise LabError("`ip monitor` does not listen", where=self.place.name)
+            yield lines
+        finally:
+            self.node.run(["kill", str(pid)], check=False)
+            self.node.run(["rm", "-f", f"/var/log/{name}.log", f"/run/{name}.pid"])
+
+    def _sockets(self) -> list[str]:
+        """The netlink sockets of the namespace that are told of changes."""
+        lines = self.place.run(["cat", "/proc/net/netlink"]).stdout.splitlines()[1:]
+        return [line for line in lines if line.split()[1] == "0" and int(line.split()[3], 16)]
+
     def log(self) -> str:
         """What it has logged."""
         with suppress(FileNotFoundError):
@@ -139,11 +165,11 @@ def flanneld_alone(cluster: Cluster) -> Iterator[Alone | None]:
 
 
 _OUTSIDE = f"""link add {NAME}0 type veth peer name eth0 netns {NAME}
-address add {UPLINK[1]}/30 dev {NAME}0
+address add {UPLINK[1]}/{UPLINK.prefixlen} dev {NAME}0
 link set dev {NAME}0 up
 """
 _INSIDE = f"""link set dev lo up
-address add {UPLINK[2]}/30 dev eth0
+address add {UPLINK[2]}/{UPLINK.prefixlen} dev eth0
 link set dev eth0 up
 route add default via {UPLINK[1]}
 link add eth1 type veth peer name far1
