@@ -96,6 +96,8 @@ def view(document: Mapping[str, Any]) -> dict[str, Any]:
     ]
     places = lost_places(checks)
     open_some(checks, places)
+    for check in [check for check in checks if check["drawing"]][MOST_DRAWN:]:
+        check["drawing"] = ""
     counts = {verdict: sum(check["verdict"] == verdict for check in checks) for verdict in ORDER}
     style, style_hash = _asset("page.css")
     script, script_hash = _asset("page.js")
@@ -240,7 +242,9 @@ def flow_view(flow: Mapping[str, Any], lab: Mapping[str, Any]) -> dict[str, Any]
 
 def drawing_of(check: Mapping[str, Any], lab: Mapping[str, Any], flow: Mapping[str, Any]) -> Markup:
     """The lab with the way of a flow that was lost."""
-    return Drawing(lab, flow["way"], flow["lost"]).markup(f"{check['id']}: {flow['sentence']}")
+    title = f"{check['id']}: {flow['sentence']}"
+    whole, part = (Drawing(lab, flow["way"], flow["lost"], narrow=narrow) for narrow in (False, True))
+    return whole.markup(title) + ("" if part.whole else part.markup(title))
 
 
 def command_view(command: Mapping[str, Any], lab: str, programs: Programs) -> dict[str, Any]:
@@ -292,6 +296,9 @@ def link(path: object) -> str:
 
 
 # --- over all checks
+
+MOST_DRAWN = 40
+"""Checks that have a drawing of their own; where more fail the places have one."""
 
 MOST_OPEN = 5
 """Failed checks that are open from the beginning: one for each place where packets are lost, and some without one."""

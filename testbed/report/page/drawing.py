@@ -60,8 +60,11 @@ class Drawing:
         way: Sequence[Station] = (),
         found: Lost | None = None,
         fabric: Collection[str] = (),
+        *,
+        narrow: bool = False,
     ) -> None:
         self.lab = lab
+        self.narrow = narrow  # what is on the way, nothing else: for a phone
         self.fabric = set(fabric)  # the routers that it came through, where that is known
         self.way = list(way)
         self.found = found
@@ -73,12 +76,17 @@ class Drawing:
 
     def _shown(self) -> list[Mapping[str, Any]]:
         machines = list(self.lab.get("machines", ()))
-        if sum(machine["role"] == "node" for machine in machines) <= MOST_NODES:
+        if not self.narrow and sum(machine["role"] == "node" for machine in machines) <= MOST_NODES:
             return machines
         ends = {station.machine for station in self.way}
         racks = {machine["rack"] for machine in machines if machine["name"] in ends}
-        spines = [machine for machine in machines if machine["role"] == "spine"][:4]
+        spines = [m for m in machines if m["role"] == "spine" and not (self.narrow and len(racks) < 2)][:4]
         return [m for m in machines if m["name"] in ends or m["name"] in racks or m in spines]
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing of the lab is left out."""
+        return len(self.machines) == len(self.lab.get("machines", ()))
 
     def _of(self, role: str) -> list[Mapping[str, Any]]:
         return [machine for machine in self.machines if machine["role"] == role]
@@ -132,11 +140,13 @@ class Drawing:
             return Markup()
         width = max(box.x + WIDTH for box in self.boxes.values()) + MARGIN
         height = max(box.y + box.height for box in self.boxes.values()) + MARGIN
-        nodes = [self._machine(machine) for machine in self._of("node")]
-        routers = [self._machine(machine) for machine in self.machines if machine["role"] != "node"]
-        parts = [*self._cables(), *nodes, *self._way_lines(), *routers, *self._chip_marks(), *self._cross()]
-        label = Markup('<svg class="lab" viewBox="0 0 {w:g} {h:g}" width="{w:g}" height="{h:g}" role="img">').format(
-            w=width, h=height
+        nodes, others = self._of("node"), [machine for machine in self.machines if machine["role"] != "node"]
+        parts = [*self._cables(), *map(self._frame, nodes), *self._way_lines(), *map(self._name, nodes)]
+        for machine in others:
+            parts += [self._frame(machine), self._name(machine)]
+        parts += [*self._chip_marks(), *self._cross()]
+        label = Markup('<svg class="lab{n}" viewBox="0 0 {w:g} {h:g}" width="{w:g}" height="{h:g}" role="img">').format(
+            n=" narrow" if self.narrow else "", w=width, h=height
         )
         return label + Markup("<title>{}</title>").format(title) + Markup("").join(parts) + Markup("</svg>")
 
@@ -149,29 +159,24 @@ class Drawing:
                 found.append(_curve(upper.bottom, lower.top, "cable", f"{one} – {other}"))
         return found
 
-    def _machine(self, machine: Mapping[str, Any]) -> Markup:
+    def _frame(self, machine: Mapping[str, Any]) -> Markup:
+        box = self.boxes.get(str(machine["name"]))
+        if box is None:
+            return Markup()
+        return Markup('<rect class="frame {}" x="{:g}" y="{:g}" width="{}" height="{:g}" rx="7"/>').format(
+            machine["role"], box.x, box.y, WIDTH, box.height
+        )
+
+    def _name(self, machine: Mapping[str, Any]) -> Markup:
         box = self.boxes.get(str(machine["name"]))
         if box is None:
             return Markup()
         about = str(machine.get("address") or "")
         if machine.get("asn") and machine["role"] != "outside":
             about += f" · AS {machine['asn']}"
-        return Markup(
-            '<g class="machine {role}"><rect x="{x:g}" y="{y:g}" width="{w}" height="{h:g}" rx="7"/>'
-            '<text class="name" x="{tx:g}" y="{ty:g}">{name}</text>'
-            '<text class="small" x="{tx:g}" y="{ts:g}">{about}</text></g>'
-        ).format(
-            role=machine["role"],
-            x=box.x,
-            y=box.y,
-            w=WIDTH,
-            h=box.height,
-            tx=box.x + WIDTH / 2,
-            ty=box.y + 18,
-            ts=box.y + 33,
-            name=machine["name"],
-            about=about,
-        )
+        name = Markup('<text class="name" x="{:g}" y="{:g}">{}</text>').format(box.top.x, box.y + 18, machine["name"])
+        more = Markup('<text class="small" x="{:g}" y="{:g}">{}</text>').format(box.top.x, box.y + 33, about)
+        return Markup('<g class="on {}">{}{}</g>').format(machine["role"], name, more)
 
     def _count(self, station: Station) -> int:
         return station.there if self.direction == "there" else station.back
