@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network
+
 import pytest
 
 from testbed.checks import check
 from testbed.fixtures import Facts, Path, Paths
+from testbed.labs.base import Node
 from testbed.nodes.deploy import Cluster
 from testbed.probes.capture import Window
 from testbed.probes.flows import Nonce, ping
 from testbed.probes.iproute import route_get
+
+STARTED = "CLI flags config"
+"""What every flanneld logs first."""
 
 
 @check("HGW-01")
@@ -76,6 +82,12 @@ def test_a_peer_beyond_a_router_is_refused_loudly(cluster: Cluster, facts: Facts
         assert not facts.node(node.name).routes_to(cidr), f"{node.name} has a route to {peer}'s {cidr}"
         (winner,) = route_get(node, cidr[1])
         assert winner is None or not winner.dst.subnet_of(cluster.flannel.network), f"{node.name}: {winner}"
-        log = cluster.flanneld_log(node.name, 1000)
-        told = [line for line in log.splitlines() if str(cidr[0]) in line or str(spec.node(peer).ip) in line]
-        assert told, f"{node.name}: the log has no word about {peer}'s {cidr}"
+        facts.eventually(lambda node=node, peer=peer, cidr=cidr: tells(cluster, node, peer, cidr))  # type: ignore[misc]
+
+
+def tells(cluster: Cluster, node: Node, peer: str, cidr: IPv4Network) -> None:
+    """The flanneld that runs has to have logged a line about that peer."""
+    log = cluster.flanneld_log(node.name, 1000).rpartition(STARTED)[2]
+    address = str(cluster.lab.spec.node(peer).ip)
+    told = [line for line in log.splitlines() if str(cidr[0]) in line or address in line]
+    assert told, f"{node.name}: the log has no word about {peer}'s {cidr}"

@@ -126,7 +126,7 @@ class Mutation(_Model):
     id: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
     row: str
     backends: list[str] = []
-    run: dict[Literal["net-conf", "store", "rules", "mtu"], str | list[str]] = {}
+    run: dict[Literal["net-conf", "store", "rules", "mtu", "topology"], str | list[str]] = {}
     on: Place = "client"
     do: list[Command] = []
     undo: list[Command] = []

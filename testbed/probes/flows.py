@@ -86,8 +86,11 @@ def ping(
     size: int = 56,
     dont_fragment: bool | None = False,
     wait: int = 2,
+    mark: int = 0,
 ) -> Ping:
     """Ping from a node or pod. `size` is the payload's in bytes; `wait` the seconds for an answer to come at all.
+
+    `mark` is what the kernel marks the packets with, on their way out of that node or pod; 0 for no mark.
 
     With `dont_fragment` nobody may fragment it, with None everybody, else the sender alone (DF is set where it fits).
 
@@ -99,6 +102,8 @@ def ping(
     argv = ["ping", "-n", "-c", str(count), "-i", f"{interval:g}", "-s", str(size), "-W", str(wait)]
     if nonce is not None:
         argv += ["-p", nonce.hex]
+    if mark:
+        argv += ["-m", str(mark)]
     if dont_fragment is not False:
         argv += ["-M", "do" if dont_fragment else "dont"]
     flow = _noted(f"{count} × ping, {size} bytes", source, target, nonce.value if nonce else b"")
