@@ -77,15 +77,20 @@ class Journal:
         if self._room("flows", self.flows, MOST_FLOWS):
             self.flows.append(flow)
 
-    def held(self, text: str, values: str, line: int) -> None:
-        """Note an assertion that held; one that is made again and again, as in a loop, is one, with its last values."""
+    def held(self, text: str, line: int) -> Assertion | None:
+        """Note an assertion that held; the caller puts its values in.
+
+        One that is made again, as in a loop, is one with the values of the first time: None is returned then, and
+        where there are too many.
+        """
         for known in reversed(self.assertions):
             if known.line == line and known.text == text:
                 known.times += 1
-                known.seen = values
-                return
-        if self._room("assertions", self.assertions, MOST_ASSERTIONS):
-            self.assertions.append(Assertion(text, values, line=line))
+                return None
+        if not self._room("assertions", self.assertions, MOST_ASSERTIONS):
+            return None
+        self.assertions.append(Assertion(text, "", line=line))
+        return self.assertions[-1]
 
 
 _following: list[Journal] = []

@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import ast
 import re
+import reprlib
 from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +58,7 @@ class Following:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.sketched = False
+        self._versions: Future[dict[str, str]] | None = None
         self._captures: Captures | None = None
         self._window: Window | None = None
         self._compared: tuple[str, object, object] | None = None
@@ -77,6 +80,11 @@ class Following:
         """What the whole run needs, such as the lab, is nobody's own doing."""
         if fixturedef.scope != "session":
             return (yield)
+        if fixturedef.argname == "cluster":  # asking many programs takes a while, and so does bringing up a lab
+            with ThreadPoolExecutor(1) as pool:
+                self._versions = pool.submit(sketch.machine_versions)
+                with journal.paused():
+                    return (yield)
         with journal.paused():
             made = yield
         if isinstance(made, Captures):
@@ -85,10 +93,15 @@ class Following:
 
     def pytest_assertion_pass(self, item: pytest.Item, lineno: int, orig: str, expl: str) -> None:
         """Note what held, and with which values."""
-        self._compared = None
+        compared, self._compared = self._compared, None
         notes = journal.current()
-        if notes is not None:
-            notes.held(shortened(orig), shortened(expl.partition("\n")[0]), lineno)
+        noted = notes.held(shortened(orig), lineno) if notes is not None else None
+        if noted is None:
+            return
+        if compared is not None:
+            noted.sign, noted.seen, noted.wanted = compared[0], _value(compared[1]), _value(compared[2])
+        else:
+            noted.seen = shortened(expl.partition("\n")[0])
 
     def pytest_assertrepr_compare(self, op: str, left: object, right: object) -> None:
         """Remember both sides of the latest comparison: of a failed assertion the first that did not hold."""
@@ -117,7 +130,8 @@ class Following:
             return {}
         if not self.sketched:
             self.sketched = True
-            outcome.sketch = sketch.of(cluster, arguments.get("facts") or Facts(cluster))
+            versions = self._versions.result() if self._versions else {}
+            outcome.sketch = sketch.of(cluster, arguments.get("facts") or Facts(cluster), versions)
         window = arguments.get("window") or self._window  # captures go on also where a check looks at none
         if not isinstance(window, Window):
             return {}
@@ -143,9 +157,21 @@ def _asserted(statement: str) -> str:
     return ast.unparse(parsed.test) if isinstance(parsed, ast.Assert) else statement
 
 
+class _Short(reprlib.Repr):
+    """Values as far as people read them: a table of a whole node takes longer to write out than the check does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxtuple, self.maxset, self.maxfrozenset, self.maxdict = 5, 16, 16, 16, 16, 12
+        self.maxstring, self.maxother, self.maxlong = 300, 160, 60
+
+
+_short = _Short()
+
+
 def _value(value: object) -> str:
     try:
-        return shortened(repr(value), 2000)
+        return shortened(_short.repr(value), 1200)
     except Exception as error:  # noqa: BLE001 (a stranger's __repr__ must not cost the report)
         return f"<{type(value).__name__}: {type(error).__name__}>"
 

@@ -19,7 +19,7 @@ from testbed.report.page.layers import layers_of
 if TYPE_CHECKING:
     from testbed.nodes.deploy import Cluster
 
-MOST_PACKETS, MOST_PACKETS_THOROUGH = 12, 60
+MOST_PACKETS, MOST_PACKETS_THOROUGH = 12, 24
 """How many packets are told of a check that held, and of one that did not."""
 
 ENCRYPTED = ("wireguard", "ipsec")
@@ -141,7 +141,7 @@ def _packets(window: Window, more: dict[str, list[Packet]], most: int) -> dict[s
     known = dict(window.decoded)
     for name, packets in more.items():
         link_type = window.captures.taps[name].reader.link_type
-        for packet in packets[:4]:
+        for packet in packets[:2]:
             if len(known) < most and (name, packet.time, packet.data) not in known and link_type is not None:
                 decoded = decode(packet.data, link_type, window.captures.tunnel, time=packet.time, length=packet.length)
                 known[name, packet.time, packet.data] = decoded

@@ -24,6 +24,7 @@ from contextlib import suppress
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from testbed import __version__
 from testbed.errors import TestbedError
 from testbed.fixtures import Facts
 from testbed.labs.base import Node
@@ -54,8 +55,8 @@ def _attempt(look: Callable[[], Any]) -> Any:
     return None
 
 
-def of(cluster: Cluster, facts: Facts) -> dict[str, Any]:
-    """The lab of a cluster as plain data."""
+def of(cluster: Cluster, facts: Facts, versions: Mapping[str, str]) -> dict[str, Any]:
+    """The lab of a cluster as plain data; `versions` are those of the machine's programs."""
     spec, flannel = cluster.lab.spec, cluster.flannel
     machines = [
         {"name": node.name, "role": str(node.role), "rack": node.rack, "address": str(node.ip), "asn": node.asn}
@@ -72,7 +73,7 @@ def of(cluster: Cluster, facts: Facts) -> dict[str, Any]:
         "devices": {n.name: {"wire": n.underlay.name} | names for n in spec.cluster_nodes},
         "subnets": {node.name: _subnet(node.name, cluster) for node in spec.cluster_nodes},
         "mtus": [_mtus(node, cluster, facts) for node in cluster.members],
-        "versions": versions(cluster),
+        "versions": {**flanneld_versions(cluster), **versions},
     }
 
 
@@ -108,16 +109,21 @@ def _mtus(node: Node, cluster: Cluster, facts: Facts) -> dict[str, Any]:
     }
 
 
-def versions(cluster: Cluster) -> dict[str, str]:
-    """The versions of what the run depends on, the nodes' flanneld first."""
+def flanneld_versions(cluster: Cluster) -> dict[str, str]:
+    """What runs on each node; only a program that is not ours has to be asked."""
     from testbed.nodes.undertest import implementations
 
-    found: dict[str, str] = {}
-    for node, implementation in (_attempt(lambda: implementations(cluster, {})) or {}).items():
-        found[f"flanneld on {node}"] = f"{implementation.name} {implementation.version}".strip()
-    found["kernel"] = f"{os.uname().release} {os.uname().machine}"
+    if not cluster.options.flanneld:
+        return {"flanneld": "bundled"}
+    asked = _attempt(lambda: implementations(cluster, {})) or {}
+    return {f"flanneld on {node}": f"{found.name} {found.version}".strip() for node, found in asked.items()}
+
+
+def machine_versions() -> dict[str, str]:
+    """The versions of this machine's programs that a lab is made of."""
+    found = {"testbed": __version__, "kernel": f"{os.uname().release} {os.uname().machine}"}
     found["Python"] = platform.python_version()
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(2) as pool:
         said = zip(PROGRAMS, pool.map(_said, PROGRAMS.values()), strict=True)
         found |= {name: line for name, line in said if line}
     for library in LIBRARIES:

@@ -96,8 +96,10 @@ def view(document: Mapping[str, Any]) -> dict[str, Any]:
     ]
     places = lost_places(checks)
     open_some(checks, places)
-    for check in [check for check in checks if check["drawing"]][MOST_DRAWN:]:
+    for check in [check for check in checks if check["loud"]][MOST_TOLD:]:
         check["drawing"] = ""
+        check["packets_left_out"] += len(check["packets"][FEW_PACKETS:])
+        del check["packets"][FEW_PACKETS:]
     counts = {verdict: sum(check["verdict"] == verdict for check in checks) for verdict in ORDER}
     style, style_hash = _asset("page.css")
     script, script_hash = _asset("page.js")
@@ -297,8 +299,8 @@ def link(path: object) -> str:
 
 # --- over all checks
 
-MOST_DRAWN = 40
-"""Checks that have a drawing of their own; where more fail the places have one."""
+MOST_TOLD, FEW_PACKETS = 40, 3
+"""Checks that failed and are told in full; of further ones nobody looks at drawings, and at few packets."""
 
 MOST_OPEN = 5
 """Failed checks that are open from the beginning: one for each place where packets are lost, and some without one."""
