@@ -21,6 +21,9 @@ RULES = (IPTABLES_NFT, IPTABLES_LEGACY, NFTABLES)
 
 DEFAULT_NETWORK = "10.244.0.0/16"
 DEFAULT_NETWORK6 = "fd00:10:244::/56"
+MAX_DEVICE = 15
+"""Longest name of a network device, in characters."""
+
 SUBNET_FILE = "/run/flannel/subnet.env"
 CONFLIST = "/etc/cni/net.d/10-flannel.conflist"
 
@@ -389,11 +392,15 @@ def _networks_of(machine: NodeSpec) -> Iterator[IPv4Network | IPv6Network]:
 
 
 def check_fits(flannel: FlannelSpec, lab: LabSpec) -> None:
-    """Raise InputError where flannel's Network cannot work on that lab.
+    """Raise InputError where flannel's Network cannot work on that lab, or where a kernel takes no device of that name.
 
     It has to leave the lab's own addresses alone, and to hold a subnet for each node.
     """
-    problems: list[tuple[str, str]] = []
+    problems = [
+        (f"{name} has {len(name)} characters, and a device's name at most {MAX_DEVICE}", "choose a shorter VNI or name")
+        for name in (flannel.bridge, flannel.tunnel_device, flannel.tunnel_device6)
+        if name and len(name) > MAX_DEVICE
+    ]
     networks: list[tuple[str, IPv4Network | IPv6Network, int]] = []
     if flannel.ipv4:
         networks.append(("", flannel.network, flannel.subnet_len))

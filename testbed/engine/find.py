@@ -34,6 +34,17 @@ class Engine:
         return FAR not in os.environ and self.address.startswith("unix://") and os.geteuid() == 0 and self._same_kernel
 
     @property
+    def room(self) -> int | None:
+        """Bytes that are left where it keeps images and containers; None where that cannot be seen from here."""
+        folder = str(self.client.info()["DockerRootDir"])
+        try:
+            # As the engine sees it, whose mounts may be others than ours.
+            seen = os.statvfs(f"/proc/{self.private.holder.pid}/root{folder}" if self.private else folder)
+        except OSError:
+            return None
+        return seen.f_bavail * seen.f_frsize if self.local else None
+
+    @property
     def _same_kernel(self) -> bool:
         return bool(self.client.info()["KernelVersion"] == os.uname().release)
 

@@ -7,6 +7,7 @@ root may enter, and there is no other way to it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import http.client
 import json
@@ -24,6 +25,9 @@ from testbed.errors import LabBusyError, LabError
 from testbed.labs import interpreter, state
 
 READY_SECONDS = 30.0
+ROOM = 64 << 20
+"""Bytes of disk without which an engine is not even started: its own files, and the smallest image."""
+
 DOWN_SECONDS = 20.0
 NAME = "engine"
 CGROUPS = Path("/sys/fs/cgroup")
@@ -190,6 +194,10 @@ def _start(dockerd: str) -> PrivateEngine:
     cgroup = f"/testbed-engine-{key}"
     try:
         data.mkdir(mode=0o711, parents=True, exist_ok=True)
+        seen = os.statvfs(data)
+        if seen.f_bavail * seen.f_frsize < ROOM:
+            data.rmdir()
+            raise OSError(errno.ENOSPC, f"{seen.f_bavail * seen.f_frsize >> 20} MB are left of the disk")
         (place / "daemon.json").write_text("{}\n")
     except OSError as error:
         hint = "TESTBED_ENGINE_DATA names a folder with room for images"

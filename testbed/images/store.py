@@ -18,6 +18,8 @@ from testbed.images.root import INIT, host_root
 REPOSITORY = "testbed-node"
 LABEL = "testbed.image"
 
+ROOM_HINT = "is there room where the engine keeps its images? `df`, or TESTBED_ENGINE_DATA for a private one"
+
 CHANGES = (f'CMD ["/bin/bash", "{INIT}"]', "ENV LANG=C.UTF-8")
 """What an image is told besides its files."""
 
@@ -61,6 +63,11 @@ def archive(name: str) -> bytes:
     return KINDS[name].make()
 
 
+def said(error: DockerException) -> str:
+    """What an engine said, without the request that it is the answer to."""
+    return str(getattr(error, "explanation", None) or str(error).partition("\n")[0])[:500]
+
+
 def present(client: docker.DockerClient, kind: ImageKind) -> bool:
     """Whether the engine has the image, as it would be made now."""
     try:
@@ -76,7 +83,7 @@ def ensure(client: docker.DockerClient, kind: ImageKind) -> str:
         if not present(client, kind):
             build(client, kind)
     except DockerException as error:
-        raise LabError(f"the image {kind.tag} cannot be made: {error}", hint="`df` on the engine's folder?") from error
+        raise LabError(f"the image {kind.tag} cannot be made: {said(error)}", hint=ROOM_HINT) from error
     return kind.tag
 
 
@@ -90,7 +97,7 @@ def bring_in(client: docker.DockerClient, data: bytes, tag: str) -> None:
     try:
         _import(client, data, tag)
     except DockerException as error:
-        raise LabError(f"the image {tag} cannot be imported: {error}") from error
+        raise LabError(f"the image {tag} cannot be imported: {said(error)}", hint=ROOM_HINT) from error
 
 
 def pull(client: docker.DockerClient, reference: str) -> None:
@@ -98,9 +105,8 @@ def pull(client: docker.DockerClient, reference: str) -> None:
     try:
         client.images.pull(reference)
     except DockerException as error:
-        said = getattr(error, "explanation", None) or str(error).partition("\n")[0]
         hint = "--image-prefix names a mirror; `testbed images import` brings one from a file"
-        raise LabError(f"the image {reference} cannot be pulled: {said}", hint=hint) from error
+        raise LabError(f"the image {reference} cannot be pulled: {said(error)}", hint=hint) from error
 
 
 def also_call(client: docker.DockerClient, name: str, tag: str) -> None:
@@ -109,7 +115,7 @@ def also_call(client: docker.DockerClient, name: str, tag: str) -> None:
     try:
         client.images.get(name).tag(repository, tag=version)
     except DockerException as error:
-        raise LabError(f"the image {name} cannot be called {tag}: {error}") from error
+        raise LabError(f"the image {name} cannot be called {tag}: {said(error)}") from error
 
 
 def _parted(name: str) -> tuple[str, str]:
@@ -122,6 +128,6 @@ def _import(client: docker.DockerClient, data: bytes, name: str, *changes: str) 
     repository, tag = _parted(name)
     answer = client.api.import_image_from_data(data, repository=repository, tag=tag, changes=[*CHANGES, *changes])
     for line in str(answer).splitlines():
-        said = json.loads(line) if line.startswith("{") else {}
-        if "error" in said:
-            raise APIError(said["error"])
+        found = json.loads(line) if line.startswith("{") else {}
+        if "error" in found:
+            raise APIError(found["error"])

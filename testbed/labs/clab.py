@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -28,6 +29,9 @@ from testbed.linkfault import LinkFault
 from testbed.model import LabSpec, LinkSpec
 from testbed.parallel import each
 from testbed.render import Images, cluster_name, render_lab
+
+STORE_ROOM, MACHINE_ROOM = 192 << 20, 8 << 20
+"""Bytes of disk that a lab takes: etcd, which sets aside its log, and each machine with flannel's files and logs."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +185,8 @@ def bring_up(spec: LabSpec, *, progress: Progress | None = None, image: str = ""
                 f"lab {spec.id} is already up", hint=f"`testbed down --name {spec.id}`, or another --name"
             )
         engine = find_engine()
+        _check_rights()
+        _check_room(engine, spec)
         _nobody_elses(engine, spec)
         with progress.step("Looking for containerlab"):  # which may have to be built first
             program = find_containerlab()
@@ -243,6 +249,20 @@ def image_of(engine: Engine, name: str) -> tuple[str, tuple[str, ...]]:
 def _holder(engine: Engine) -> state.Holder:
     """Whose end is the lab's end: the private engine's first process, or for another engine this machine's."""
     return engine.private.holder if engine.private else state.Holder.of(1)
+
+
+def _check_rights() -> None:
+    if os.geteuid() != 0:
+        what = "labs of containers are made by root only: containerlab lays cables into the containers' namespaces"
+        raise LabError(what, hint="sudo; the embedded lab (`--lab netns`) needs no root")
+
+
+def _check_room(engine: Engine, spec: LabSpec) -> None:
+    wanted = STORE_ROOM + len(spec.nodes) * MACHINE_ROOM
+    if engine.room is not None and engine.room < wanted:
+        what = f"the engine has {engine.room >> 20} MB of disk left, and the lab takes {wanted >> 20}"
+        hint = "`docker system df` tells what takes it; a private engine's folder is chosen by TESTBED_ENGINE_DATA"
+        raise LabError(what, where=engine.address, hint=hint)
 
 
 def _nobody_elses(engine: Engine, spec: LabSpec) -> None:
