@@ -43,6 +43,9 @@ class RunOptions:
     image: str = ""  # of the machines of a lab of containers; "" for the one that suits the engine
     kernel: str = "host"
     keep: bool = False
+    path_traces: tuple[tuple[str, str], ...] = ()  # between which ends a packet is followed
+    pause_on_fail: bool = False
+    pause_seconds: float | None = None  # how long a pause lasts at most; None: until somebody ends it
     reports: Path = Path("reports")
 
     def implementation(self, node: str) -> Path | None:

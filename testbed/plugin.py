@@ -13,9 +13,10 @@ from typing import Any, NoReturn
 
 import pytest
 
-from testbed import collecting
+from testbed import collecting, pause
+from testbed.aftermath import Aftermath, check_ends
 from testbed.errors import Exit, Fault, InputError, TestbedError
-from testbed.fixtures import captures, cluster, facts, path, paths, window
+from testbed.fixtures import captures, cluster, facts, figures, path, paths, window
 from testbed.fixtures6 import facts6
 from testbed.options import (
     KERNELS,
@@ -40,12 +41,12 @@ from testbed.report.following import Following
 from testbed.report.parts import PartWriter
 from testbed.report.record import RunRecord, Verdict
 from testbed.report.terminal import Screen
-from testbed.report.write import ReportFolder, save_artefacts
+from testbed.report.write import ReportFolder
 from testbed.reporter import CheckReporter
 from testbed.runstate import RUN, Run
-from testbed.verdicts import artefacts_of, outcome_of
+from testbed.verdicts import outcome_of
 
-__all__ = ["captures", "cluster", "facts", "facts6", "path", "paths", "window"]
+__all__ = ["captures", "cluster", "facts", "facts6", "figures", "path", "paths", "window"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -62,6 +63,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--manifest", metavar="FILE", help="a kube-flannel.yml that says what is deployed and expected")
     add("--flanneld", action="append", default=[], metavar="[NODE=]PATH", help="the flanneld to put under test")
     add("--cni-plugin", action="append", default=[], metavar="[NODE=]PATH", help="the CNI plugin to put under test")
+    add("--path-trace", nargs=2, action="append", default=[], metavar=("SRC", "DST"), help="follow a packet")
+    add("--pause-on-fail", action="store_true", help="stop where a check fails, with the lab up, and go on by Enter")
+    add("--pause-timeout", type=float, metavar="SECONDS", help="go on by itself after so long")
     add("--keep", action="store_true", help="leave the lab up at the end")
     add("--name", metavar="ID", help="the lab's name; default: the run's and a hash of the folder")
     add("--reports", metavar="DIR", help="where the report goes; default reports/NAME")
@@ -101,8 +105,12 @@ def run_options(config: pytest.Config) -> RunOptions:
         image=image_of(value("--image"), value("--lab"), faults),
         kernel=one_of("--kernel", value("--kernel"), KERNELS_HERE, KERNELS, faults),
         keep=value("--keep"),
+        path_traces=tuple((source, target) for source, target in value("--path-trace")),
+        pause_on_fail=value("--pause-on-fail"),
+        pause_seconds=value("--pause-timeout"),
         reports=Path(value("--reports") or Path("reports") / backend),
     )
+    faults += pause.faults(options, several=bool(config.getoption("numprocesses", None) or worker))
     raise_faults(faults)
     return options
 
@@ -118,6 +126,7 @@ def _start(config: pytest.Config) -> Run:
     if strangers:
         hint = f"its nodes are {', '.join(sorted(known))}"
         raise InputError(f"{lab.topology} has no node called {', '.join(strangers)}", where="--flanneld", hint=hint)
+    check_ends(lab, options.path_traces)
     return Run(options, lab, flannel, expectations=load_expectations())
 
 
@@ -129,6 +138,8 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     try:
         run = config.stash[RUN] = _start(config)
+        run.aftermath = Aftermath(run)
+        config.pluginmanager.register(run.aftermath, "testbed-aftermath")
         run.following = Following(run)
         config.pluginmanager.register(run.following, "testbed-following")
         if collecting.worker_id(config):
@@ -268,11 +279,8 @@ def pytest_runtest_makereport(
         return report
     if run.following is not None:
         outcome.account = run.following.account(item, call, outcome)
-    if run.staging is not None and outcome.verdict not in (Verdict.HELD, Verdict.SKIPPED):
-        try:
-            outcome.artefacts = save_artefacts(run.staging, outcome.item, artefacts_of(item, report))
-        except TestbedError as error:
-            outcome.reason += f"\n(its captures are lost: {error})"
+    if run.aftermath is not None and outcome.verdict not in (Verdict.HELD, Verdict.SKIPPED):
+        run.aftermath.keep(report, outcome)
     setattr(report, "testbed", outcome.to_message())  # noqa: B010 (travels with the report from a worker)
     return report
 

@@ -55,6 +55,8 @@ class CheckReporter(pytest.TerminalReporter):  # type: ignore[misc]  # there is 
         self.stats.setdefault(category, []).append(report)
         message: dict[str, Any] | None = getattr(report, "testbed", None)
         record, screen = self.run.record, self.run.screen
+        if record is not None and screen is not None and (leak := getattr(report, "testbed_leaked", None)):
+            self._leaked(*leak)
         if message is None or record is None or screen is None:
             return
         outcome = Outcome.from_message(message)
@@ -62,6 +64,19 @@ class CheckReporter(pytest.TerminalReporter):  # type: ignore[misc]  # there is 
         if self.run.part is not None:
             self.run.part.add(outcome)
         screen.outcome(outcome, len(record.outcomes), self.run.total)
+
+    def _leaked(self, item: str, lines: list[str]) -> None:
+        """Hold against a check what it left behind."""
+        record, screen = self.run.record, self.run.screen
+        assert record is not None
+        assert screen is not None
+        outcome = next((one for one in record.outcomes if one.item == item), None)
+        if outcome is None:
+            return
+        outcome.leaked = lines
+        if self.run.part is not None:
+            self.run.part.add(outcome)
+        screen.leaked(outcome)
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """Know an interrupt by the user from pytest's own ways to end a run."""

@@ -18,6 +18,7 @@ from testbed.report.terminal import Screen
 from testbed.report.write import ReportFolder
 
 if TYPE_CHECKING:
+    from testbed.aftermath import Aftermath
     from testbed.nodes.deploy import Cluster
     from testbed.report.following import Following
 
@@ -39,6 +40,7 @@ class Run:
     part: PartWriter | None = None  # where the outcomes go of a run that is a part of another
     expectations: tuple[Expectation, ...] = ()  # what is known to fail with some implementations
     implementations: dict[str, Implementation] = field(default_factory=dict)  # by node, once one of those was asked for
+    aftermath: Aftermath | None = None  # looks at what checks leave behind
     following: Following | None = None  # keeps what checks do, for the report
     refused: bool = False  # the lab's name was in use; the report that is there belongs to whoever uses it
 

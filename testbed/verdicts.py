@@ -10,10 +10,9 @@ from testbed.checks import PathSpec
 from testbed.collecting import row_of
 from testbed.errors import InputError, TestbedError
 from testbed.nodes.undertest import implementations
-from testbed.probes.capture import Inconclusive, Window
+from testbed.probes.capture import Inconclusive
 from testbed.report.expectations import judged
 from testbed.report.record import Outcome, Verdict, verdict_of
-from testbed.report.write import safe_name
 from testbed.runstate import Run
 
 
@@ -64,12 +63,3 @@ def _short(report: pytest.TestReport, error: BaseException, reason: str) -> None
     """Where the message says everything, no traceback."""
     if isinstance(error, (TestbedError, Inconclusive)):
         report.longrepr = reason
-
-
-def artefacts_of(item: pytest.Item, report: pytest.TestReport) -> dict[str, bytes]:
-    """What was captured during a check, and how it ended, as files by name."""
-    files = {"report.txt": report.longreprtext.encode()}
-    window = getattr(item, "funcargs", {}).get("window")
-    if isinstance(window, Window):
-        files |= {f"{safe_name(name.replace(':', '+'))}.pcap": pcap for name, pcap in window.pcaps().items()}
-    return files

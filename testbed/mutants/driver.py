@@ -97,6 +97,9 @@ class Driver:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Run the checks once as they are, then under each mutation."""
+        run = session.config.stash[RUN]
+        if run.aftermath is not None:
+            run.aftermath.watching = False  # what is wrong with the lab is no check's doing
         rows = {mutation.row for mutation in self.mutations}
         items = [item for item in session.items if item.get_closest_marker("check")]
         chosen = [item for item in items if row_of(item).smoke or row_of(item).id in rows]

@@ -217,7 +217,8 @@ class Space:
                     line = f"fdb {mac(told.get(2, b''))} dev {self.name(index)}{target}"
                 else:
                     kept = state & PERMANENT and 1 in told
-                    line = f"neighbour {address(told[1]) if 1 in told else ''} dev {self.name(index)} {mac(told.get(2, b''))}"
+                    target = address(told[1]) if 1 in told else ""
+                    line = f"neighbour {target} dev {self.name(index)} {mac(told.get(2, b''))}"
                 if kept:
                     lines.append(line)
         return lines

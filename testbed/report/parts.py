@@ -28,6 +28,9 @@ ONLY = "TESTBED_ONLY"
 DEFER = "TESTBED_DEFER"
 """Kernel features, separated by commas, whose checks a pass leaves to another one."""
 
+CHECKS = "checks"
+"""The folder of a report with a folder for each failed check."""
+
 OUTCOMES, ENDING, DEFERRED = "outcomes.jsonl", "ending.json", "deferred.json"
 
 
@@ -106,8 +109,8 @@ def merged(parts: Iterable[Part], order: Iterable[str], facts: Mapping[str, Any]
 def gather_files(parts: Iterable[Part], staging: Path) -> None:
     """Move what failed checks left into the report, and remove the parts."""
     for part in parts:
-        for folder in sorted((part.folder / "failures").glob("*")):
-            target = staging / "failures" / folder.name
+        for folder in sorted((part.folder / CHECKS).glob("*")):
+            target = staging / CHECKS / folder.name
             target.parent.mkdir(exist_ok=True)
             with suppress(OSError):  # there already: of another pass, which failed it too
                 folder.rename(target)

@@ -39,7 +39,10 @@ class Outcome:
     slow: bool = False
     artefacts: list[str] = field(default_factory=list)
     input_error: bool = False  # the user's input was found wrong only while the run was under way
+    figures: list[dict[str, Any]] = field(default_factory=list)  # what it measured: see `testbed.fixtures.Figures`
     account: dict[str, Any] = field(default_factory=dict)  # what it did: see `testbed.report.following`
+    leaked: list[str] = field(default_factory=list)  # what it left changed on the nodes: see `testbed.report.evidence`
+    evidence: dict[str, Any] | None = None  # what was gathered because it failed
     sketch: dict[str, Any] | None = None  # the lab that it ran in, with the first outcome of each lab
 
     @property
@@ -102,6 +105,8 @@ class RunRecord:
             self.labs[str(outcome.account.get("lab", ""))] = outcome.sketch
         for position, known in enumerate(self.outcomes):
             if known.item == outcome.item:
+                outcome.leaked = outcome.leaked or known.leaked
+                known.leaked = outcome.leaked
                 if outcome.verdict is not Verdict.HELD:
                     outcome.account = {**outcome.account, **known.account}
                     self.outcomes[position] = outcome
@@ -130,6 +135,7 @@ class RunRecord:
         """The run as checks.json holds it."""
         ending = {"problems": self.problems, "broken": self.broken, "interrupted": self.interrupted}
         run = self.facts | {"exit": self.exit} | {key: value for key, value in ending.items() if value}
+        run["leaks"] = sum(bool(outcome.leaked) for outcome in self.outcomes)
         checks = [outcome.to_json() for outcome in self.outcomes]
         return {"schema": 1, "run": run, "checks": checks, "labs": self.labs}
 
@@ -144,6 +150,6 @@ def exit_code(outcomes: Iterable[Outcome], *, interrupted: bool = False, broken:
         return Exit.INPUT
     if broken or Verdict.LAB_ERROR in verdicts:
         return Exit.LAB
-    if verdicts & {Verdict.FAILED, Verdict.INCONCLUSIVE, Verdict.UNEXPECTED_PASS}:
+    if verdicts & {Verdict.FAILED, Verdict.INCONCLUSIVE, Verdict.UNEXPECTED_PASS} or any(o.leaked for o in seen):
         return Exit.FAILED
     return Exit.HELD if verdicts & {Verdict.HELD, Verdict.EXPECTED_FAILURE} else Exit.NOTHING_RAN

@@ -67,6 +67,12 @@ class Screen:
             for text in first[:12]:
                 self.console.print(Text(f"              {text}"), soft_wrap=True)
 
+    def leaked(self, outcome: Outcome) -> None:
+        """Show what a check left behind."""
+        self.console.print(Text(f"{'leaked':>12}  ", "bold magenta").append(outcome.item, "default"), soft_wrap=True)
+        for line in outcome.leaked[:12]:
+            self.console.print(Text(f"              {line}"), soft_wrap=True)
+
     def _advance(self, outcome: Outcome, done: int, total: int) -> None:
         if self._bar is None:
             columns = (TextColumn("  checks"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -105,6 +111,11 @@ class Screen:
                 self.say(f"expected failure {outcome.item}: {outcome.reason.splitlines()[0]}", "yellow")
         for problem in record.problems:
             self.say(f"not as expected: {problem}", "bold magenta")
+        leaking = [outcome for outcome in record.outcomes if outcome.leaked]
+        if leaking:
+            self.say(f"leaked: {len(leaking)} checks left the nodes changed, which fails the run", "bold magenta")
+        for outcome in leaking:
+            self.say(f"  {outcome.item}: {outcome.leaked[0]}{' …' * (len(outcome.leaked) > 1)}", "magenta")
         if record.broken:
             self.say(record.broken, "bold red")
         if place:

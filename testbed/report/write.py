@@ -20,13 +20,16 @@ from testbed.deadline import Deadline
 from testbed.errors import InputError, LabError
 from testbed.report.junit import to_junit
 from testbed.report.page.build import page_of
-from testbed.report.parts import Part
+from testbed.report.parts import CHECKS, Part
 from testbed.report.record import RunRecord
 
 LOCK_SECONDS = 30.0
 
-PARTS = frozenset({"checks.json", "junit.xml", "index.html", "failures"})
-"""What a report consists of. A folder with anything else in it is somebody's, and never replaced."""
+PARTS = frozenset({"checks.json", "junit.xml", "index.html", "checks", "failures"})
+"""What a report consists of, `failures` one of an earlier version.
+
+A folder with anything else in it is somebody's, and never replaced.
+"""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+=@-]+")
 
@@ -206,11 +209,11 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def save_artefacts(staging: Path, item: str, files: Mapping[str, bytes]) -> list[str]:
-    """Keep a failed check's files under `failures/`; returns their paths inside the report.
+    """Keep a failed check's files in its folder under `checks/`; returns their paths inside the report.
 
     Raises LabError, with nothing half-written, where they cannot be kept.
     """
-    folder = staging / "failures" / safe_name(item)
+    folder = staging / CHECKS / safe_name(item)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         written = []

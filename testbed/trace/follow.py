@@ -190,10 +190,12 @@ def part(trace: Trace, layout: Layout, found: Sorted) -> None:
 
 
 def is_stray(layout: Layout, hop: Hop, ends: set[str], nodes: set[str]) -> bool:
-    """Whether a hop is at a pod or a node that is neither end's."""
+    """Whether a hop is at a pod or a node that is neither end's, or leads to one."""
     if hop.place in layout.pods:
         return hop.place not in ends
-    return layout.lab.spec.node(hop.machine).role is Role.NODE and hop.machine not in nodes
+    far = layout.cable(hop.machine, hop.interface) if hop.way == "out" else None
+    machines = [hop.machine, *([far.node] if far else [])]
+    return any(layout.lab.spec.node(name).role is Role.NODE and name not in nodes for name in machines)
 
 
 def arrives(hop: Hop, end: str) -> bool:

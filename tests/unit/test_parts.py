@@ -55,12 +55,12 @@ def test_parts_become_one_report_in_the_catalogue_s_order(run: Passes, tmp_path:
 def test_what_failed_checks_left_comes_along(run: Passes, tmp_path: Path) -> None:
     for row in ("VXD-01", "VXD-02"):
         part = run.part()
-        (part.folder / "failures" / row).mkdir(parents=True)
-        (part.folder / "failures" / row / "eth0.pcap").write_bytes(row.encode())
+        (part.folder / "checks" / row).mkdir(parents=True)
+        (part.folder / "checks" / row / "eth0.pcap").write_bytes(row.encode())
         write(part.folder, outcome(row, Verdict.FAILED, "why"))
     run.conclude()
-    assert (tmp_path / "report/failures/VXD-01/eth0.pcap").read_bytes() == b"VXD-01"
-    assert (tmp_path / "report/failures/VXD-02/eth0.pcap").read_bytes() == b"VXD-02"
+    assert (tmp_path / "report/checks/VXD-01/eth0.pcap").read_bytes() == b"VXD-01"
+    assert (tmp_path / "report/checks/VXD-02/eth0.pcap").read_bytes() == b"VXD-02"
 
 
 def test_a_pass_that_dies_leaves_what_it_had_done_and_the_lab_is_at_fault(

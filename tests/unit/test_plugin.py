@@ -115,7 +115,7 @@ def test_verdicts_by_fault(run: Runner) -> None:
     assert "Traceback" not in ended.output
     artefact = ended.report / ended.checks["LSE-02"]["artefacts"][0]
     assert "one is not two" in artefact.read_text()
-    assert not (ended.report / "failures" / "LSE-01").exists()
+    assert not (ended.report / "checks" / "LSE-01").exists()
     suite = Xml.parse(ended.report / "junit.xml").getroot()[0]
     assert [suite.get(k) for k in ("tests", "failures", "errors", "skipped")] == ["7", "3", "2", "1"]
 

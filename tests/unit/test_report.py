@@ -162,7 +162,7 @@ def test_a_report_replaces_the_earlier_one_whole(tmp_path: Path) -> None:
     first = ReportFolder(place)
     save_artefacts(first.staging, "VXE-01[vxlan-XS-a/b->c/d]", {"eth0.pcap": b"x"})
     first.write(record(outcome("A-1")))
-    assert [path.name for path in (place / "failures").iterdir()] == ["VXE-01_vxlan-XS-a_b-_c_d"]
+    assert [path.name for path in (place / "checks").iterdir()] == ["VXE-01_vxlan-XS-a_b-_c_d"]
     second = ReportFolder(place)
     assert json.loads((place / "checks.json").read_text())["checks"][0]["id"] == "A-1"
     second.write(record(outcome("A-2")))

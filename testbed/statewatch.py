@@ -1,0 +1,158 @@
+"""What checks leave behind: the state of every machine and pod, looked at again after each check.
+
+One process stays on each machine and reads its kernel's tables; a look costs about a millisecond of a machine's time
+and tells only what has changed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from testbed.deadline import Deadline
+from testbed.labs import interpreter
+
+if TYPE_CHECKING:
+    from testbed.labs.base import Process
+    from testbed.nodes.deploy import Cluster
+
+LOOK_SECONDS = 5.0
+"""How long a machine may take to tell its state; what is stopped or away has none."""
+
+MOST_LINES = 30
+"""How many differences are told; the rest is counted."""
+
+State = Mapping[str, tuple[str, ...]]
+"""By place (`worker1`, `worker1/client`) what was found there, line by line."""
+
+
+@cache
+def _program() -> str:
+    return resources.files("testbed.probes").joinpath("stateof.py").read_text()
+
+
+def differences(before: State, after: State) -> list[str]:
+    """What is there only before (`-`) or only after (`+`), each with its place; places of one alone are named."""
+    lines = []
+    for place in sorted({*before, *after}):
+        old, new = before.get(place), after.get(place)
+        if old is None or new is None:
+            lines.append(f"{place}: {'+' if old is None else '-'} the network of {place}")
+            continue
+        gone, come = list(old), list(new)
+        for line in old:
+            if line in come:
+                come.remove(line)
+        for line in new:
+            if line in gone:
+                gone.remove(line)
+        lines += [f"{place}: - {line}" for line in gone]
+        lines += [f"{place}: + {line}" for line in come]
+        if old != new and not gone and not come:
+            lines.append(f"{place}: + the order of the rules is another one")
+    if len(lines) > MOST_LINES:
+        lines[MOST_LINES:] = [f"and {len(lines) - MOST_LINES} more"]
+    return lines
+
+
+@dataclass
+class _Machine:
+    """The process on one machine, and what it told last; None where it cannot tell."""
+
+    name: str
+    process: Process
+    state: Mapping[str, tuple[str, ...]] | None = None
+    rest: bytes = b""
+
+    def ask(self) -> None:
+        """Ask for its state."""
+        with suppress(OSError):
+            assert self.process.stdin
+            self.process.stdin.write(b"\n")
+            self.process.stdin.flush()
+
+    def answer(self, deadline: Deadline) -> bool:
+        """Take its answer; False where there is none."""
+        assert self.process.stdout
+        descriptor = self.process.stdout.fileno()
+        while b"\n" not in self.rest:
+            if not select.select([descriptor], [], [], deadline.left)[0]:
+                return False
+            data = os.read(descriptor, 1 << 20)
+            if not data:
+                return False
+            self.rest += data
+        line, _, self.rest = self.rest.partition(b"\n")
+        told = json.loads(line)
+        if "state" in told:
+            self.state = {place: tuple(lines) for place, lines in told["state"].items()}
+        return True
+
+    def close(self) -> None:
+        """End it."""
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if stream is not None:
+                with suppress(OSError):
+                    stream.close()
+        with suppress(OSError):
+            self.process.kill()
+        self.process.wait(timeout=LOOK_SECONDS)
+
+
+@dataclass
+class StateWatch:
+    """The state of a lab's machines. `seconds` is what looking has cost so far."""
+
+    cluster: Cluster
+    readings: int = 0
+    seconds: float = 0.0
+    _machines: dict[str, _Machine] = field(default_factory=dict)
+
+    def read(self) -> State:
+        """The state of every machine and pod now; a machine that does not answer in time is left out."""
+        began = time.monotonic()
+        for name in self.cluster.lab.nodes:
+            if name not in self._machines:
+                argv = [interpreter(), "-I", "-S", "-c", _program(), self.cluster.flannel.rules]
+                self._machines[name] = _Machine(name, self.cluster.lab.node(name).spawn(argv, stdin=True))
+        machines = list(self._machines.values())
+        for machine in machines:
+            machine.ask()
+        deadline = Deadline(LOOK_SECONDS)
+        for machine in machines:
+            if not machine.answer(deadline):
+                machine.close()  # it was restarted, or is stopped; the next look starts anew
+                del self._machines[machine.name]
+        names = {f"cni-{pod.container_id[:12]}": pod.name for pod in self.cluster.pods.values()}
+        found: dict[str, tuple[str, ...]] = {}
+        for machine in self._machines.values():
+            for space, lines in (machine.state or {}).items():
+                place = names.get(space, f"{machine.name}/{space}") if space else machine.name
+                found[place] = lines
+        self.readings += 1
+        self.seconds += time.monotonic() - began
+        return found
+
+    def settled(self, before: State, seconds: float) -> State:
+        """The state once it is as it was before, or once that takes longer than some seconds."""
+        last: list[State] = []
+
+        def same() -> State | None:
+            last[:] = [self.read()]
+            return last[0] if last[0] == before else None
+
+        return Deadline(seconds).poll(same, every=0.1) or last[0]
+
+    def close(self) -> None:
+        """End the processes."""
+        for machine in self._machines.values():
+            machine.close()
+        self._machines.clear()
