@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from testbed.nodes.pods import Pod
 
 
+FIGURE = "figure"
+"""By which name what a check measured travels with its report."""
+
 CONVERGED_SECONDS = 5.0
 """How long a change of leases may take until every node has followed."""
 
@@ -288,6 +291,29 @@ def window(captures: Captures, cluster: Cluster, facts: Facts) -> Iterator[Windo
     view.baseline(before)
     yield view
     view.close()
+
+
+class Figures:
+    """What a check measured, for its report.
+
+        "figures": [{"figure": "1 TCP connection, SS", "value": 0.82, "unit": "of the bare underlay", "bound": 0.3}, …]
+
+    `bound` is what the check asks for, None for a figure that is reported and judged by nothing.
+    """
+
+    def __init__(self, item: pytest.Item) -> None:
+        self._item = item
+
+    def add(self, figure: str, value: float, unit: str, bound: float | None = None) -> None:
+        """Keep a figure."""
+        kept: Any = {"figure": figure, "value": round(value, 4), "unit": unit, "bound": bound}
+        self._item.user_properties.append((FIGURE, kept))
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> Figures:
+    """Where the check puts what it measured."""
+    return Figures(request.node)
 
 
 class Paths:

@@ -9,6 +9,7 @@ import pytest
 from testbed.checks import PathSpec
 from testbed.collecting import row_of
 from testbed.errors import InputError, TestbedError
+from testbed.fixtures import FIGURE
 from testbed.nodes.undertest import implementations
 from testbed.probes.capture import Inconclusive
 from testbed.report.expectations import judged
@@ -38,6 +39,7 @@ def outcome_of(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.Te
         nodes=sorted({end.partition("/")[0] for end in ends}),
         path=ends,
         input_error=isinstance(error, InputError),
+        figures=[value for name, value in item.user_properties if name == FIGURE and isinstance(value, dict)],
     )
     counted = as_expected(outcome, run)
     if counted.verdict is Verdict.EXPECTED_FAILURE:

@@ -60,6 +60,7 @@ class UdpBackend(Backend):
 
     def start(self, netlink: Netlink, lease: Lease) -> None:
         """Bind the socket and make the device."""
+        log.warning("udp: every packet goes through this process; that is for debugging, and for kernels without vxlan")
         self._subnet = lease.subnet
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         address = str(self._external.address)

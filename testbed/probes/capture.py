@@ -17,7 +17,7 @@ import selectors
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 
@@ -243,11 +243,7 @@ class Captures:
         """
         with self._changed:
             wanted = {name: tap.stats + 1 for name, tap in self.taps.items() if not tap.ended}
-        for process in (process for group in self._launchers.values() for process in group):
-            with contextlib.suppress(BrokenPipeError):
-                assert process.stdin is not None
-                process.stdin.write(b"s")
-                process.stdin.flush()
+        self._tell(b"s")
         deadline = Deadline(STATS_SECONDS)
         with self._changed:
             while missing := [
@@ -258,6 +254,22 @@ class Captures:
                     raise LabError(f"tcpdump told no statistics within {STATS_SECONDS:.0f} s", where=", ".join(missing))
                 self._changed.wait(min(0.2, deadline.left))
             return {name: tap.dropped for name, tap in self.taps.items()}
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nothing is captured inside, for what is measured there; windows have to be opened behind it."""
+        self._tell(b"p")
+        try:
+            yield
+        finally:
+            self._tell(b"c")
+
+    def _tell(self, letter: bytes) -> None:
+        for process in (process for group in self._launchers.values() for process in group):
+            with contextlib.suppress(BrokenPipeError):
+                assert process.stdin is not None
+                process.stdin.write(letter)
+                process.stdin.flush()
 
     def window(self) -> Window:
         """Open a check's view of everything from now on."""

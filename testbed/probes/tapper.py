@@ -2,7 +2,7 @@
 
 A SPEC is `NETNS,IFACE,OUT,ERR`: the path of a network namespace ("" for the node's own), the interface, and the
 numbers of the descriptors that its packets and its messages go to.  A byte `s` on standard input asks every tcpdump
-for its statistics; the end of standard input, or of this process, ends them all.
+for its statistics, `p` has them pause and `c` go on; the end of standard input, or of this process, ends them all.
 
 tcpdump gives up its privileges by setgroups(), which a user namespace of one id refuses; a seccomp filter answers it
 with success, so that tcpdump runs the same for root and for an ordinary user.
@@ -21,6 +21,7 @@ PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP = 1, 38, 22
 CLONE_NEWNET = 0x40000000
 SETGROUPS = {"x86_64": (0xC000003E, 116), "aarch64": (0xC00000B7, 159)}
 LOAD, EQUAL, RETURN = 0x20, 0x15, 0x06  # BPF: ld [k], jeq, ret
+LETTERS = {b"s": signal.SIGUSR1, b"p": signal.SIGSTOP, b"c": signal.SIGCONT}
 ALLOW, ERRNO_0 = 0x7FFF0000, 0x00050000
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -75,10 +76,10 @@ def main() -> None:
         for descriptor in spec.split(",")[2:]:
             os.close(int(descriptor))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    while os.read(0, 1):
+    while letter := os.read(0, 1):
         for pid in children:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGUSR1)
+                os.kill(pid, LETTERS[letter])
 
 
 main()
