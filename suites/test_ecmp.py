@@ -112,6 +112,24 @@ def test_the_leaf_s_hash_decides_whether_ipip_spreads(path: Path, cluster: Clust
         assert total - most < PINGS * EACH / 2, f"hash policy {policy}, but the uplinks carried {counts}"
 
 
+@check("ECMP-04", encapsulated=True)
+def test_one_pair_of_ports_takes_one_link(path: Path, cluster: Cluster, window: Window) -> None:
+    """All packets of two nodes have one pair of ports outside, so one uplink carries them. Source: src, S0."""
+    names = uplinks(cluster.lab.spec, path.source_node.name)
+    if len(names) < 2:
+        pytest.skip(f"{cluster.lab.spec.topology} has no two ways between its leaves")
+    port, source, control = int(cluster.flannel.port or 0), path.source_node.spec.ip, Nonce.new()
+    counts = sent_by(cluster, path, names, lambda: many_pings(path))
+    ping(path.source_node, path.target_node.spec.ip, nonce=control)
+    window.packets(path.source_nic, control, at_least=2)
+    sent = [p for p in window.everything(path.source_nic, source.packed) if p.ip and p.ip.src == source and p.udp]
+    ports = {(p.udp.sport, p.udp.dport) for p in sent if p.udp and p.udp.dport == port}
+    assert ports == {(port, port)}, f"outer ports {ports}"
+    most, total = max(counts.values()), sum(counts.values())
+    assert most >= PINGS * EACH, f"the uplinks carried {counts}"
+    assert total - most < PINGS * EACH / 2, f"the uplinks carried {counts}"
+
+
 def link_at(lab: LabSpec, node: str, iface: str) -> LinkSpec:
     """The link that ends at an interface."""
     return next(link for link in lab.links if LinkEnd(node, iface) in (link.a, link.b))
@@ -155,7 +173,7 @@ STEADY, MORE, EVERY = 60, 50, 0.01
 AGREED = round(LOSS_WINDOW / 1000 / EVERY)
 
 
-@check("ECMP-06", encapsulated=True)
+@check("ECMP-06", encapsulated=True, disruptive=True)
 def test_flows_move_when_their_uplink_goes_down(path: Path, cluster: Cluster, facts: Facts) -> None:
     """The flow's own uplink goes down: a short loss, the other way from then on, no change in the pods. Derived."""
     lab, leaf = cluster.lab.spec, str(cluster.lab.spec.node(path.source_node.name).rack)

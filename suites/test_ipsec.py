@@ -95,7 +95,7 @@ def test_a_short_key_is_refused(cluster: Cluster) -> None:
             etcd.delete(key)
 
 
-@check("IPS-04")
+@check("IPS-04", disruptive=True)
 def test_no_policy_is_left_for_another_backend_s_packets(cluster: Cluster, facts: Facts) -> None:
     """A node that goes over to vxlan has neither policies nor associations; on its way back it has all. k3s#2808."""
     etcd, node = etcd_of(cluster), cluster.members[-1]

@@ -94,7 +94,7 @@ def public_key(cluster: Cluster, node: Node) -> str:
     return own.public_key
 
 
-@check("WG-04")
+@check("WG-04", disruptive=True)
 def test_the_key_is_the_node_s_own_and_stays(cluster: Cluster, facts: Facts) -> None:
     """A file that only root reads, and the same public key in the lease, also after a restart. Source: src."""
     node = cluster.members[0]

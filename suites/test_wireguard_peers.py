@@ -90,7 +90,7 @@ def test_a_peer_speaks_for_its_own_subnet_alone(paths: Paths, cluster: Cluster, 
     window.absent(f"{target.name}:eth0", foreign, control=own)
 
 
-@check("WG-06")
+@check("WG-06", disruptive=True)
 def test_a_peer_goes_with_its_lease_also_while_flanneld_is_away(cluster: Cluster, facts: Facts) -> None:
     """And none stays behind without a subnet. Source: k3s#5216, #1421."""
     etcd, (subnet, *_) = needs_etcd(cluster), free_subnets(cluster, 1)
@@ -137,7 +137,7 @@ def test_two_nodes_behind_one_address_are_two_peers(cluster: Cluster, facts: Fac
     facts.eventually(lambda: look({}))
 
 
-@check("WG-08")
+@check("WG-08", disruptive=True)
 def test_nothing_of_vxlan_carries_packets_past_wireguard(
     paths: Paths, cluster: Cluster, facts: Facts, window: Window
 ) -> None:
@@ -176,7 +176,7 @@ def _answers(source: Any, address: IPv4Address) -> None:
     assert answer.lost == 0, answer.output
 
 
-@check("WG-09")
+@check("WG-09", disruptive=True)
 def test_a_restart_of_flanneld_and_what_it_costs(paths: Paths, cluster: Cluster, facts: Facts) -> None:
     """Nothing with the bundled flanneld; one that takes its device away has packets back soon. Source: src."""
     path = paths.take("XS")

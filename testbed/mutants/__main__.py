@@ -32,8 +32,8 @@ from testbed.report.parts import VARIABLE
 HERE = ("vxlan", "vxlan_direct", "host_gw", "udp", "dual_stack")
 """Backends that every kernel has which can run the test-bed at all: preferred, since the others may take a guest."""
 
-Run = tuple[str, tuple[tuple[str, str], ...]]
-"""A backend, and the options that the lab needs."""
+Run = tuple[str, tuple[tuple[str, str], ...], str]
+"""A backend, the options that the lab needs, and what the kernel has to have for it beside the backend's own needs."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -87,6 +87,8 @@ def chosen(mutations: Iterable[Mutation], only: str, *, smoke: bool) -> list[Mut
 
 def runs_of(mutations: Iterable[Mutation], backends: Sequence[str], *, every: bool) -> dict[Run, list[Mutation]]:
     """In which labs the mutations are made; each once, unless every backend's lab is to see it."""
+    from testbed.checks import KERNEL_NEEDS, load_catalogue
+
     order = list(backends or dict.fromkeys([*HERE, *BACKENDS]))
     found: dict[Run, list[Mutation]] = {}
     for mutation in mutations:
@@ -94,8 +96,10 @@ def runs_of(mutations: Iterable[Mutation], backends: Sequence[str], *, every: bo
             backend for backend in order if backend in mutation.acts_on and _has_what_it_needs(backend, mutation)
         ]
         for backend in fitting if every else fitting[:1]:
-            found.setdefault((backend, mutation.options), []).append(mutation)
-    return dict(sorted(found.items(), key=lambda item: (list(BACKENDS).index(item[0][0]), item[0][1])))
+            needs = load_catalogue()[mutation.row].needs
+            run = backend, mutation.options, needs if needs in KERNEL_NEEDS else ""
+            found.setdefault(run, []).append(mutation)
+    return dict(sorted(found.items(), key=lambda item: (list(BACKENDS).index(item[0][0]), *item[0][1:])))
 
 
 def _has_what_it_needs(backend: str, mutation: Mutation) -> bool:
@@ -113,9 +117,11 @@ def prove(
 
     Raises LabError where that gave no proofs at all.
     """
-    backend, extra = run
+    backend, extra, needs = run
     words = [word for key, value in extra for word in (f"--{key}", value)]
     where = runs.choose(backend, ["--kernel", kernel, *words])
+    if kernel == "auto" and needs and not os.environ.get(IN_GUEST) and runs.lacking("", (needs,)):
+        where = "guest"
     if not os.environ.get(IN_GUEST):
         click.echo(f"{backend} {' '.join(words)}: {len(mutations)} mutations")
     if where == "guest":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from testbed.errors import TestbedError
 from testbed.fixtures import Facts, Paths
+from testbed.model import Role
 from testbed.mutants.mutations import Mutation, Replacement
 from testbed.nodes.nodefiles import LIBRARY, bundled_library
 from testbed.parallel import each
@@ -78,6 +79,8 @@ class Scene:
             "port": str(flannel.port),
             "network": str(flannel.network),
             "outside": str(spec.outside.ip),
+            "underlay": str(spec.mtu),
+            "uplink": next(iter(self._uplinks()), ""),
             "pod_ip": str(self.client_pod.address),
             "pod_mac": self.client_pod.mac,
             "local_ip": str(self.local_pod.address),
@@ -95,6 +98,13 @@ class Scene:
             found |= self._keys() if flannel.backend.type == "wireguard" and flannel.ipv4 else {}
             found |= self._words6(node) if flannel.network6 is not None else {}
         return found
+
+    def _uplinks(self) -> list[str]:
+        """The interfaces by which the client's leaf reaches spines."""
+        spec = self.cluster.lab.spec
+        leaf, spines = spec.node(self.client.name).rack, {spine.name for spine in spec.of_role(Role.SPINE)}
+        ends = [(link.a, link.b) for link in spec.links] + [(link.b, link.a) for link in spec.links]
+        return sorted(near.iface for near, far in ends if near.node == leaf and far.node in spines)
 
     @property
     def _others(self) -> Mapping[str, Node]:

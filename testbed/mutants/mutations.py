@@ -41,7 +41,7 @@ control plane; in the client pod, another pod of its node, or the remote peer's 
 NAMES = frozenset(
     {
         *"bridge tunnel vni port network outside nic gateway mtu router pod_ip pod_mac local_ip peer_pod_ip".split(),
-        *"veth local_veth peer_veth".split(),
+        *"veth local_veth peer_veth underlay uplink".split(),
         *"tunnel6 network6 gateway6 router6 pod_ip6 peer_pod_ip6 mtu6 outside_ip6".split(),
         *(
             f"{node}_{key}"

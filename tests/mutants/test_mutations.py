@@ -172,6 +172,6 @@ def test_a_lab_that_this_kernel_cannot_have_is_brought_up_in_a_guest(monkeypatch
     monkeypatch.setattr(runs, "lacking", lambda run, features=(): ("ipip",) if run == "ipip" else ())
     monkeypatch.setattr(main, "prove_in_guest", in_guest)
     one = mutation(run={"rules": "nftables"})
-    found = main.prove(("ipip", one.options), [one], name="x", full=False, kernel="auto", file=None)
+    found = main.prove(("ipip", one.options, ""), [one], name="x", full=False, kernel="auto", file=None)
     assert [proof.mutation for proof in found] == ["one"]
     assert asked == [("ipip", ["one"], ["--rules", "nftables"])]
