@@ -25,14 +25,14 @@ silent = []
 for number in range(count):
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PROBE)
-    sock.connect((target, port))
+    sock.bind(("", 0))
     silent.append(sock)
 for attempt in range(ATTEMPTS):
     for few in [silent[at : at + FEW] for at in range(0, len(silent), FEW)]:
         waiting = set(few)
         for sock in few:
             try:
-                sock.send(bytes(size))
+                sock.sendto(bytes(size), (target, port))
             except OSError:
                 pass
         end = time.monotonic() + wait
