@@ -67,7 +67,7 @@ class Aftermath:
         """Know the lab and its captures once they are there."""
         made = yield
         if isinstance(made, Captures):
-            self._captures = made
+            self._captures, self._window = made, made.window()
         elif fixturedef.argname == "cluster" and self.run.cluster is not None:
             self._lab_is_up(self.run.cluster, collecting.worker_id(request.config))
         return made

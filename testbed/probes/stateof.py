@@ -258,7 +258,7 @@ class Space:
         entering = ["nsenter", f"--net={self.path}", "--"] if self.path else []
         done = subprocess.run([*entering, *argv], capture_output=True, check=False, stdin=subprocess.DEVNULL)
         lines = done.stdout.decode(errors="replace").splitlines()
-        return [without_counters(line) for line in lines if line.strip() and not line.startswith("#")]
+        return [without_counters(" ".join(line.split())) for line in lines if line.strip() and not line.startswith("#")]
 
     def settings(self) -> list[str]:
         """How each device forwards and filters, which is what /proc/sys/net/ipv4/conf shows."""
