@@ -100,13 +100,13 @@ def ping(
     Losses are an answer, not an error. Raises LabError when ping itself cannot run.
     """
     argv = ["ping", "-n", "-c", str(count), "-i", f"{interval:g}", "-s", str(size), "-W", str(wait)]
-    if nonce is not None:
-        argv += ["-p", nonce.hex]
+    nonce = nonce or Nonce.new()  # the report says where every ping was seen, not only those that a check looks for
+    argv += ["-p", nonce.hex]
     if mark:
         argv += ["-m", str(mark)]
     if dont_fragment is not False:
         argv += ["-M", "do" if dont_fragment else "dont"]
-    flow = _noted(f"{count} × ping, {size} bytes", source, target, nonce.value if nonce else b"")
+    flow = _noted(f"{count} × ping, {size} bytes", source, target, nonce.value)
     result = source.run([*argv, str(target)], check=False, timeout=count * interval + wait + 20)
     answer = parse_ping(result.stdout + result.stderr, source.name, result.seconds, count)
     flow.answered = f"{answer.received} of {answer.sent}"

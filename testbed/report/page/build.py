@@ -23,7 +23,7 @@ from markupsafe import Markup
 from testbed.checks import Row, load_catalogue
 from testbed.report.page import lost
 from testbed.report.page.charts import bars, figures_of
-from testbed.report.page.drawing import Drawing
+from testbed.report.page.drawing import Drawing, both_sizes
 from testbed.report.page.traces import trace_view
 
 HERE = Path(__file__).parent
@@ -101,12 +101,14 @@ def view(document: Mapping[str, Any]) -> dict[str, Any]:
         check["packets_left_out"] += len(check["packets"][FEW_PACKETS:])
         del check["packets"][FEW_PACKETS:]
     counts = {verdict: sum(check["verdict"] == verdict for check in checks) for verdict in ORDER}
+    leaks = sum(bool(check["leaked"]) for check in checks)
     style, style_hash = _asset("page.css")
     script, script_hash = _asset("page.js")
     return {
         "run": run,
-        "title": f"{run.get('backend', 'run')}: {_headline(counts)}",
-        "headline": _headline(counts),
+        "title": f"{run.get('backend', 'run')}: {_headline(counts, leaks)}",
+        "headline": _headline(counts, leaks),
+        "leaks": leaks,
         "tone": "bad" if any(counts[verdict] for verdict in BAD) or run.get("exit") else "good",
         "counts": [(verdict, WORDS[verdict], number) for verdict, number in counts.items() if number],
         "checks": sorted(checks, key=lambda check: ORDER.index(check["verdict"])),
@@ -126,12 +128,14 @@ def view(document: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _headline(counts: Mapping[str, int]) -> str:
+def _headline(counts: Mapping[str, int], leaks: int) -> str:
+    """How the run ended, in a few words."""
     ran = sum(number for verdict, number in counts.items() if verdict != "skipped")
-    bad = [f"{counts[verdict]} {WORDS[verdict]}" for verdict in BAD if counts[verdict]]
     if not ran:
         return "nothing ran"
-    return f"{', '.join(bad)} of {ran}" if bad else f"all {ran} held" if counts["held"] == ran else f"{ran} ran"
+    bad = [f"{counts[verdict]} {WORDS[verdict]}" for verdict in BAD if counts[verdict]]
+    said = f"{', '.join(bad)} of {ran}" if bad else f"all {ran} held" if counts["held"] == ran else f"{ran} as expected"
+    return f"{said}, {leaks} left changes behind" if leaks else said
 
 
 def run_facts(run: Mapping[str, Any], checks: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -244,9 +248,7 @@ def flow_view(flow: Mapping[str, Any], lab: Mapping[str, Any]) -> dict[str, Any]
 
 def drawing_of(check: Mapping[str, Any], lab: Mapping[str, Any], flow: Mapping[str, Any]) -> Markup:
     """The lab with the way of a flow that was lost."""
-    title = f"{check['id']}: {flow['sentence']}"
-    whole, part = (Drawing(lab, flow["way"], flow["lost"], narrow=narrow) for narrow in (False, True))
-    return whole.markup(title) + ("" if part.whole else part.markup(title))
+    return both_sizes(lab, flow["way"], flow["lost"], f"{check['id']}: {flow['sentence']}")
 
 
 def command_view(command: Mapping[str, Any], lab: str, programs: Programs) -> dict[str, Any]:

@@ -303,6 +303,14 @@ def _middle(box: Box) -> Point:
     return Point(box.x + WIDTH / 2, box.y + box.height / 2)
 
 
+def both_sizes(
+    lab: Mapping[str, Any], way: Sequence[Station], found: Lost | None, title: str, *, fabric: Collection[str] = ()
+) -> Markup:
+    """The drawing for a wide screen and, where that leaves something out, the one for a narrow screen."""
+    whole, part = (Drawing(lab, way, found, fabric, narrow=narrow) for narrow in (False, True))
+    return whole.markup(title) + (Markup() if part.whole else part.markup(title))
+
+
 def _curve(upper: Point, lower: Point, kind: str, title: str) -> Markup:
     half = (lower.y - upper.y) / 2
     near, far = f"{upper.x:g} {upper.y + half:g}", f"{lower.x:g} {lower.y - half:g}"

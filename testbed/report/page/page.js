@@ -23,7 +23,7 @@
     let count = 0;
     for (const check of all) {
       const fits =
-        (!verdicts.size || verdicts.has(check.dataset.verdict)) &&
+        (!verdicts.size || verdicts.has(check.dataset.verdict) || (verdicts.has("leaked") && "leaked" in check.dataset)) &&
         (!group.value || check.dataset.group === group.value) &&
         (!node.value || check.dataset.nodes.split(" ").includes(node.value)) &&
         words.every((word) => textOf(check).includes(word));

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from testbed.report.page.drawing import Drawing
+from testbed.report.page.drawing import both_sizes
 from testbed.report.page.lost import Lost, Station
 
 
@@ -57,7 +57,7 @@ def drawing_of(trace: Mapping[str, Any], lab: Mapping[str, Any]) -> Markup:
         after = way.get(f"{last.get('place', '')}:{last.get('interface', '')}") if last else None
         found = Lost("there" if missing.get("direction") == "request" else "back", after, before, 1, 0)
     title = f"the path of a packet from {trace.get('source', '')} to {trace.get('target', '')}"
-    return Drawing(lab, list(way.values()), found, fabric=fabric).markup(title)
+    return both_sizes(lab, list(way.values()), found, title, fabric=fabric)
 
 
 def _station(hop: Mapping[str, Any], there: int, back: int, *, tunnelled: bool = False) -> Station:
