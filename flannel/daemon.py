@@ -165,7 +165,7 @@ class Daemon:
         external = choose(netlink, wanted)
         previous = subnetenv.read(options.subnet_file)
         recorded = Recorded(options.subnet_file + ".state")
-        recorded.published = remembered.attrs
+        recorded.published = lambda: remembered.attrs or store.published_by(external.public)
         recorded.open()
         if recorded.problem:
             log.warning(f"what this run makes is not recorded for the next one: {recorded.problem}")

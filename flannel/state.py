@@ -8,7 +8,7 @@ a record too many, never one too few. Lines that cannot be read are skipped: wha
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
 
@@ -32,7 +32,8 @@ class Recorded:
         self.problem = ""
         self.routes: set[OffDevice] = set()
         self.devices: dict[str, bytes] = {}
-        self.published: LeaseAttrs | None = None  # what the store remembers of this node, where it does
+        #: What the store remembers of this node, where it does; it may have to ask, and raise StoreError.
+        self.published: Callable[[], LeaseAttrs | None] = lambda: None
         self._load()
 
     def _load(self) -> None:

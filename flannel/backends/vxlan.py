@@ -68,13 +68,16 @@ class VxlanBackend(Backend):
     def prepare(self, netlink: Netlink, recorded: Recorded) -> LeaseAttrs:
         """Make the devices, for their addresses are part of the lease."""
         self._recorded = recorded
-        published = recorded.published if recorded.published and recorded.published.backend_type == self.name else None
+        # The record does not outlive a reboot, but peers know the MAC address that was published.
+        known = all(name in recorded.devices for name in self.devices)
+        published = None if known else recorded.published()
+        if published is not None and published.backend_type != self.name:
+            published = None
         for device, version in ((self._device, 4), (self._device6, 6)):
             if device is None:
                 continue
             device.mac = recorded.devices.get(device.name, b"")
             if not device.mac and published is not None:
-                # The record does not outlive a reboot, but peers know the MAC address that was published.
                 device.mac = _mac_of(published.backend_data if version == 4 else published.backend_data6) or b""
         self.device(netlink, self._external)
         self.device6(netlink, self._external)

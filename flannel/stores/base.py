@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ipaddress import IPv6Network
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
-from flannel.lease import Lease, LeaseAttrs, Network
+from flannel.lease import Address, Lease, LeaseAttrs, Network
 
 if TYPE_CHECKING:
     from flannel.netconf import NetConf
@@ -84,6 +84,10 @@ class Store(Protocol):
 
     def remembered(self) -> Remembered:
         """Return what the store has kept of this node. Raises StoreError."""
+
+    def published_by(self, public: Address) -> LeaseAttrs | None:
+        """Return what a node with this published address has in its lease, where `remembered` did not say it; None
+        where there is none. Raises StoreError."""
 
     def network_config(self) -> str:
         """Return the network configuration's JSON text; raises StoreError (the caller asks again)."""

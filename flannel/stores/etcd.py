@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING
 
-from flannel.lease import Lease, LeaseAttrs, Network
+from flannel.lease import Address, Lease, LeaseAttrs, Network
 from flannel.log import quoted
 from flannel.stores.allocate import fits
 from flannel.stores.base import Log, Post, Remembered, Renewed, StoreError
@@ -75,6 +75,11 @@ class EtcdStore(LeaseOwner[Own]):
     def remembered(self) -> Remembered:
         """Nothing: of a node etcd has its lease alone, which `acquire` finds."""
         return Remembered()
+
+    def published_by(self, public: Address) -> LeaseAttrs | None:
+        """The oldest lease with that PublicIP: the one that `acquire` would find."""
+        found = [entry for entry in self._entries() if entry.attrs is not None and entry.attrs.public_ip == public]
+        return min(found, key=lambda entry: entry.key.create_revision).attrs if found else None
 
     def network_config(self) -> str:
         """Return the JSON text at `<prefix>/config`."""

@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from urllib.parse import quote
 
-from flannel.lease import Lease, LeaseAttrs, Network
+from flannel.lease import Address, Lease, LeaseAttrs, Network
 from flannel.log import quoted
 from flannel.stores.base import Log, Post, Remembered, StoreError
 from flannel.stores.kubernetes_http import KubeClient, RefusedError
@@ -116,6 +116,10 @@ class KubernetesStore(LeaseOwner[Own]):
         for name in keys.strange(texts):
             self._log("warning", f"nobody reads the annotation {quoted(name)} of node {self.node_name!r}")
         return Remembered(texts.get(keys.node_public_ip, ""), before, texts.get(keys.node_public_ip6, ""))
+
+    def published_by(self, public: Address) -> LeaseAttrs | None:
+        """Nothing: a node's annotations are its own, whatever its address is, and `remembered` has said them."""
+        return None
 
     def _get_node(self) -> Node:
         try:

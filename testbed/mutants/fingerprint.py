@@ -20,6 +20,7 @@ SYSCTLS = ("net.ipv4.ip_forward", "net.ipv4.fib_multipath_hash_policy", "net.ipv
 FLAGS = frozenset({"UP", "LOWER_UP", "NOARP", "POINTOPOINT"})
 STEADY = {"bridge": ("ageing_time", "stp_state", "vlan_filtering")}
 """The attributes of devices that do not change by themselves; all, for kinds that are not here."""
+_MAC = re.compile(r"\b[0-9a-f]{2}(?::[0-9a-f]{2}){5}\b")
 COUNTERS = re.compile(r" ?\[\d+:\d+\]")
 
 Fingerprint = Mapping[str, tuple[str, ...]]
@@ -30,19 +31,27 @@ def take(cluster: Cluster) -> Fingerprint:
     """Read the state of every cluster node, leaf and pod. Raises LabError."""
     spec = cluster.lab.spec
     machines = [*cluster.members, *(cluster.lab.node(leaf.name) for leaf in spec.of_role(Role.LEAF))]
-    found: dict[str, tuple[str, ...]] = {}
+    found: dict[str, list[str]] = {}
+    in_order: dict[str, tuple[str, ...]] = {}
+    macs: dict[str, str] = {}
 
     def machine(node: Node) -> None:
-        found[node.name] = (*_network(read_state(node), fdb=True), *_rules(cluster, node), *_sysctls(node))
+        state = read_state(node)
+        macs.update({link.mac: f"the MAC of {node.name}'s {link.name}" for link in state.links if link.kind == "vxlan"})
+        found[node.name] = _network(state, fdb=True)
+        in_order[node.name] = (*_rules(cluster, node), *_sysctls(node))
 
     def pod(one: Pod) -> None:
         own = str(one.address4)
         lines = _network(read_state(one, fdb=False), fdb=False)
-        found[one.name] = tuple(line.replace(own, "its own") for line in lines)
+        found[one.name] = [line.replace(own, "its own") for line in lines]
 
     each(machine, machines)
     each(pod, list(cluster.pods.values()))
-    return dict(sorted(found.items()))
+    return {
+        place: (*sorted(_with_owners(line, macs) for line in lines), *in_order.get(place, ()))
+        for place, lines in sorted(found.items())
+    }
 
 
 def digest(fingerprint: Fingerprint) -> str:
@@ -70,6 +79,11 @@ def _network(state: State, *, fdb: bool) -> list[str]:
     if fdb:
         lines += [f"fdb {e.mac} {e.dev} {e.dst} {e.state}" for e in state.fdb if e.dst]
     return sorted(lines)
+
+
+def _with_owners(line: str, macs: Mapping[str, str]) -> str:
+    """A line with the tunnels' MACs by whose they are: one that was given anew is as good, where everybody knows it."""
+    return _MAC.sub(lambda mac: macs.get(mac[0], mac[0]), line)
 
 
 def _device(link: Link) -> str:

@@ -23,7 +23,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 from flannel import cli, daemon
 from flannel.backends.base import Facts, Wants
 from flannel.backends.vxlan import VxlanBackend
-from flannel.lease import Lease, LeaseAttrs, Network
+from flannel.lease import Address, Lease, LeaseAttrs, Network
 from flannel.netconf import NetConf
 from flannel.reconcile import Reconciler
 from flannel.stores.base import Event, LeaseLost, Post, Remembered, Snapshot, StoreDown
@@ -48,6 +48,9 @@ class SteeredStore:
         given: dict[str, Any] = json.loads(os.environ.get("REMEMBERED", "{}"))
         attrs = lease(given["lease"]).attrs if "lease" in given else None
         return Remembered(given.get("public_ip", ""), attrs, given.get("public_ip6", ""))
+
+    def published_by(self, public: Address) -> LeaseAttrs | None:
+        return None
 
     def network_config(self) -> str:
         return json.dumps(STEERED["conf"])

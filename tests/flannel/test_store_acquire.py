@@ -72,6 +72,18 @@ def test_a_node_gets_its_own_lease_again(etcd: Etcd, make_store: MakeStore, conf
     assert etcd.keys() == [named(first.subnet)]
 
 
+def test_what_a_node_published_is_known_by_its_address(
+    etcd: Etcd, make_store: MakeStore, conf: NetConf, attrs_of: Attrs
+) -> None:
+    store, _ = make_store(etcd)
+    assert store.published_by(attrs_of(1).public_ip) is None
+    for number in (1, 2):
+        make_store(etcd)[0].acquire(conf, attrs_of(number), None)
+    etcd.put("subnets/10.244.200.0-24", lease_value(attrs_of(1)._replace(backend_data={"VtepMAC": "later"})).decode())
+    etcd.put("subnets/10.244.201.0-24", "nobody can read this")
+    assert store.published_by(attrs_of(1).public_ip) == attrs_of(1)
+
+
 def test_a_lease_that_does_not_fit_any_more_is_given_up(
     etcd: Etcd, make_store: MakeStore, conf: NetConf, attrs_of: Attrs
 ) -> None:
