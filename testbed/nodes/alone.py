@@ -135,6 +135,15 @@ class Alone:
         self.node.run(["sh", "-c", script, "stop", f"/run/{NAME}.pid"], check=False)
         self.node.run(["rm", "-rf", f"/run/{NAME}.pid", f"/run/{NAME}"])
 
+    def signal(self, name: str) -> None:
+        """Send it a signal (`STOP`, `CONT`, …)."""
+        self.node.run(["sh", "-c", 'kill -s "$1" "$(cat "$2")"', "signal", name, f"/run/{NAME}.pid"])
+
+    def clear_leases(self) -> None:
+        """Forget its leases; the configuration stays."""
+        for key in self.etcd.under(f"{PREFIX}/subnets/"):
+            self.etcd.delete(key)
+
     def clear(self) -> None:
         """Forget what its network has in etcd."""
         for key in self.etcd.under(f"{PREFIX}/"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,9 +70,31 @@ class Etcd:
         answer: dict[str, Any] = json.loads(self.node.run(argv, stdin=json.dumps([path, body])).stdout)
         return answer
 
-    def put(self, key: str, value: str) -> None:
-        """Set a key. Raises CommandError where etcd does not answer."""
-        self._ask("/v3/kv/put", {"key": _code(key), "value": _code(value)})
+    def put(self, key: str, value: str, *, ttl: int = 0) -> None:
+        """Set a key, for `ttl` seconds where they are given. Raises CommandError where etcd does not answer."""
+        lease = {"lease": self._ask("/v3/lease/grant", {"TTL": ttl})["ID"]} if ttl else {}
+        self._ask("/v3/kv/put", {"key": _code(key), "value": _code(value), **lease})
+
+    def ttl(self, key: str) -> tuple[int, int] | None:
+        """For how many seconds a key was set, and how many are left; None where it stays or is not there."""
+        kvs = self._ask("/v3/kv/range", {"key": _code(key)}).get("kvs", [])
+        lease = int(kvs[0].get("lease", 0)) if kvs else 0
+        if not lease:
+            return None
+        answer = self._ask("/v3/lease/timetolive", {"ID": lease})
+        return int(answer.get("grantedTTL", 0)), int(answer.get("TTL", 0))
+
+    def put_all(self, values: Mapping[str, str]) -> None:
+        """Set many keys, a hundred in a request. Raises CommandError where etcd does not answer."""
+        pairs = [{"requestPut": {"key": _code(key), "value": _code(value)}} for key, value in values.items()]
+        for start in range(0, len(pairs), 100):
+            self._ask("/v3/kv/txn", {"success": pairs[start : start + 100]})
+
+    def delete_all(self, keys: Iterable[str]) -> None:
+        """Remove many keys, a hundred in a request."""
+        found = [{"requestDeleteRange": {"key": _code(key)}} for key in keys]
+        for start in range(0, len(found), 100):
+            self._ask("/v3/kv/txn", {"success": found[start : start + 100]})
 
     def under(self, prefix: str) -> dict[str, str]:
         """Every key below a prefix, with its value."""
