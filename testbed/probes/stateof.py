@@ -67,14 +67,20 @@ def mac(value: bytes) -> str:
 
 
 class Space:
-    """One network namespace: sockets that were made in it."""
+    """One network namespace, and the rules that were found in it last."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.names: dict[int, str] = {}
+        self.own: set[str] = set()
         self.generation = -1
         self.rules: list[str] = []
-        with inside(path):
+        if not path:
+            self.open()
+
+    def open(self) -> None:
+        """Make sockets in it: as long as there are any, it stays, though the pod may have gone."""
+        with inside(self.path):
             self.route = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)
             self.netfilter = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
         for sock in (self.route, self.netfilter):
@@ -84,6 +90,16 @@ class Space:
     def close(self) -> None:
         self.route.close()
         self.netfilter.close()
+
+    def look(self, legacy: bool) -> list[str]:
+        """Everything, with sockets of this look alone where it is a pod's."""
+        if not self.path:
+            return self.state(legacy)
+        self.open()
+        try:
+            return self.state(False)
+        finally:
+            self.close()
 
     def dump(self, kind: int, body: bytes) -> Iterator[bytes]:
         """The messages that answer a request for a whole table."""
@@ -124,6 +140,8 @@ class Space:
             info = dict(attributes(told.get(18, b""), 0, len(told.get(18, b""))))
             kind = text(info.get(1, b""))
             master = self.names.get(number(told.get(10, b"")), "")
+            if self.name(index) == "veth*" and not master:
+                continue  # of a pod that is gone, whose network somebody still looks at
             shown = " ".join(word for bit, word in LINK_FLAGS.items() if flags & bit)
             data = info.get(2, b"")
             kept = dict(attributes(data, 0, len(data))) if kind == "bridge" else {}
@@ -158,7 +176,6 @@ class Space:
             own = {line.split()[1].partition("/")[0] for line in lines} - {"127.0.0.1", "::1"}
             self.own = own
             return ["address its own" if line.split()[1].partition("/")[0] in own else line for line in lines]
-        self.own = set()
         return lines
 
     # --- routing
@@ -239,9 +256,9 @@ class Space:
         """The rules; nft shows those of iptables-nft too."""
         generation = self.rule_generation()
         if generation != self.generation or legacy:
-            lines = [] if generation <= 0 else self.listed(["nft", "-s", "list", "ruleset"])
+            lines = [] if generation <= 0 else by_chain(self.listed(["nft", "-s", "list", "ruleset"]))
             if legacy:
-                lines += self.listed(["iptables-legacy-save"])
+                lines += saved_by_chain(self.listed(["iptables-legacy-save"]))
             self.generation, self.rules = generation, [f"rules {line}" for line in lines]
         return self.rules
 
@@ -269,6 +286,8 @@ class Space:
             }
             index = told.pop(1, 0)
             device = {-1: "all", -2: "default"}.get(index) or self.name(index)
+            if device == "veth*":
+                continue
             words = [f"{name} {told[kind]}" for kind, name in SETTINGS.items() if kind in told]
             lines.append(f"sysctl {device} {' '.join(words)}")
         return lines
@@ -285,6 +304,45 @@ class Space:
 def without_counters(line: str) -> str:
     """A chain's line of iptables-save counts: `:INPUT ACCEPT [12:3456]`."""
     return line.partition(" [")[0] if line.startswith(":") else line
+
+
+def by_chain(lines: list[str]) -> list[str]:
+    """What `nft list ruleset` printed, each line behind its table and chain, these in the order of their names.
+
+    A chain of the kernel's own that lets everything pass and has no rules is as good as none.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
+    table = block = ""
+    for line in lines:
+        if line == "}":
+            table, block = (table, "") if block else ("", "")
+        elif line.endswith(" {") and not (table and block):
+            table, block = (table, line[:-2]) if table else (line[:-2], "")
+            found.setdefault((table, block), [])
+        else:
+            found[table, block].append(line)
+    kept = []
+    for (table, block), inside in sorted(found.items()):
+        passing = len(inside) == 1 and inside[0].startswith("type ") and inside[0].endswith("policy accept;")
+        if block and not passing:
+            kept += [f"{table} {block}", *(f"{table} {block} | {line}" for line in inside)]
+        elif not block:
+            kept += [f"{table} | {line}" for line in inside]
+    return kept
+
+
+def saved_by_chain(lines: list[str]) -> list[str]:
+    """The same of what `iptables-save` prints."""
+    table, found = "", dict[tuple[str, str], list[str]]()
+    for line in lines:
+        if line.startswith("*"):
+            table = line[1:]
+        elif line.startswith(":"):
+            chain, policy = line[1:].split()[:2]
+            found.setdefault((table, chain), []).extend([] if policy == "ACCEPT" else [f"policy {policy}"])
+        elif line.startswith("-A "):
+            found.setdefault((table, line.split()[1]), []).append(line)
+    return [f"legacy {table} {chain} | {line}" for (table, chain), inside in sorted(found.items()) for line in inside]
 
 
 def next_hops(data: bytes) -> Iterator[tuple[int, dict[int, bytes], int]]:
@@ -334,11 +392,10 @@ class Spaces:
                     there[entry.name] = os.stat(entry.path).st_ino
         for name in list(self.known):
             if there.get(name) != self.known[name][0]:
-                self.known.pop(name)[1].close()
+                del self.known[name]
         for name, inode in there.items():
             if name not in self.known:
-                with contextlib.suppress(OSError):  # a file that is no namespace any more
-                    self.known[name] = inode, Space(f"{self.FOLDER}/{name}")
+                self.known[name] = inode, Space(f"{self.FOLDER}/{name}")
         return {name: space for name, (_, space) in sorted(self.known.items())}
 
 
@@ -350,8 +407,8 @@ def main() -> None:
         state: dict[str, Any] = {}
         for name, space in spaces.now().items():
             try:
-                state[name] = space.state(legacy and not name)
-            except OSError as error:  # it went away meanwhile
+                state[name] = space.look(legacy)
+            except OSError as error:  # a file that is no namespace any more
                 state[name] = [f"cannot be read: {error.strerror}"]
         answer = {"same": True} if state == last else {"state": state}
         last = state
