@@ -5,14 +5,14 @@
                    "sign": "", "held": true, "times": 6, "line": 61}, …],
      "commands": [{"where": "worker1/client", "argv": ["ping", …], "rc": 0, "seconds": 0.01, "output": ""}, …],
      "flows": [{"what": "3 × ping, 56 bytes", "source": "worker1/client", "target": "10.244.3.2",
-                "answered": "0 of 3", "route": [STAGE, …],
+                "answered": "0 of 3", "marked": true, "route": [STAGE, …],
                 "seen": [{"at": "worker1:eth0", "there": 3, "back": 0, "errors": 0, "tunnelled": true,
                           "first": 0.0021}, …]}, …],
      "packets": [PACKET, …],                    # those that the check looked at; see `testbed.report.page.layers`
      "left_out": {"commands": 3}}
 
 A STAGE is an interface that the flow has to come through: {"at": "worker1:eth0", "machine": "worker1", "readable":
-true}; one that is not readable shows it encrypted, if at all.  `first` is in seconds since the check began.
+true}; one that is not readable shows it encrypted, if at all.  A flow that is not marked cannot be told.  `first` is in seconds since the check began.
 """
 
 from __future__ import annotations

@@ -124,6 +124,7 @@ def of(notes: journal.Journal, window: Window, cluster: Cluster, *, thorough: bo
                 "source": flow.source,
                 "target": flow.target,
                 "answered": flow.answered,
+                "marked": bool(flow.marks),
                 "route": route(cluster, window, flow.source, target),
                 "seen": [one.to_json(window.began) for one in seen],
             }

@@ -49,6 +49,9 @@ PROGRAM = 160
 
 SLOWEST = 12
 
+EMPTY_PCAP = 24
+"""Bytes of a capture without packets."""
+
 
 class Programs:
     """The long words of commands, each once on the page."""
@@ -173,7 +176,8 @@ def check_view(check: Mapping[str, Any], labs: Mapping[str, Any], programs: Prog
     row: Row | None = load_catalogue().get(str(check["id"]))
     verdict = str(check["verdict"])
     flows = [flow_view(flow, lab) for flow in account.get("flows", ())]
-    first = next((flow for flow in flows if flow["lost"]), None)
+    losing = [flow for flow in flows if flow["lost"]]
+    first = next((flow for flow in losing if flow["lost"].after), next(iter(losing), None))
     loud = verdict in (*BAD, "expected_failure")
     evidence = check.get("evidence") or {}
     return {
@@ -209,7 +213,7 @@ def check_view(check: Mapping[str, Any], labs: Mapping[str, Any], programs: Prog
         "changes": [change_view(line) for line in evidence.get("changes") or ()],
         "missing": [str(line) for line in evidence.get("missing") or ()],
         "folder": link(evidence["folder"]) if evidence.get("folder") else None,
-        "files": files_of(check, evidence),
+        "files": by_node(files_of(check, evidence)),
         "trace": trace_view(evidence["trace"], lab) if evidence.get("trace") else None,
     }
 
@@ -292,6 +296,18 @@ def files_of(check: Mapping[str, Any], evidence: Mapping[str, Any]) -> list[dict
             name = str(path).rpartition("/")[2]
             rows.append({"path": path, "href": link(path), "node": "", "what": name, "bytes": 0, "cut": 0})
     return rows
+
+
+def by_node(files: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Files by the node that they are of, captures with nothing in them left out."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for file in files:
+        if file["what"] == "pcap":
+            if file["bytes"] <= EMPTY_PCAP:
+                continue
+            file["what"] = str(file["path"]).rpartition("/")[2]
+        found.setdefault(file["node"] or "check", []).append(file)
+    return list(found.items())
 
 
 def link(path: object) -> str:

@@ -37,8 +37,9 @@ class Lost:
     @property
     def segment(self) -> str:
         """The segment in words, the same for all flows that end there."""
-        after = self.after.at if self.after else "nowhere"
-        return f"{after} → {self.before.at}" if self.before else f"{after}"
+        if self.after is None:
+            return f"before {self.before.at}" if self.before else "before its way"
+        return f"{self.after.at} → {self.before.at}" if self.before else f"beyond {self.after.at}"
 
     @property
     def sentence(self) -> str:
@@ -144,7 +145,7 @@ def unanswered(flow: Mapping[str, Any]) -> bool:
 def lost(flow: Mapping[str, Any], way: Sequence[Station]) -> Lost | None:
     """Where a flow that was not answered ends; None where all was answered, or its way is not known."""
     readable = [station for station in way if station.readable]
-    if not readable or not unanswered(flow):
+    if not readable or not flow.get("marked", True) or not unanswered(flow):
         return None
     if found := _first_loss("there", readable):
         return found
