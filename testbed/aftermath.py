@@ -19,12 +19,13 @@ from testbed.report.parts import CHECKS
 from testbed.report.record import Outcome, Verdict
 from testbed.report.write import safe_name, save_artefacts
 from testbed.runstate import Run
-from testbed.statewatch import State, StateWatch, differences
+from testbed.statewatch import State, StateWatch, differences, with_tunnels_named
 
 if TYPE_CHECKING:
     from _pytest.fixtures import FixtureDef, SubRequest
 
     from testbed.nodes.deploy import Cluster
+    from testbed.trace.follow import Wish as Wanted
 
 GRACE_SECONDS, DISRUPTIVE_SECONDS = 3.0, 20.0
 """How long it may take until everything is as it was before a check, and before one that is marked as disruptive."""
@@ -43,6 +44,10 @@ def check_ends(lab: LabSpec, traces: Sequence[tuple[str, str]]) -> None:
     found += [Fault("command line", 0, "--path-trace", f"both ends are {a}") for a, b in traces if a == b]
     if found:
         raise InputError(faults=found)
+
+
+def _as_it_is(state: State) -> State:
+    return state
 
 
 class Aftermath:
@@ -125,13 +130,21 @@ class Aftermath:
     def _left_changed(self, watch: StateWatch, *, disruptive: bool) -> list[str]:
         """What is another way than before the check; from now on that is how it is."""
         before, after = self.state, watch.read()
+        seen_as = self._but_for_macs if disruptive else _as_it_is
         if after != before:
-            after = watch.settled(before, DISRUPTIVE_SECONDS if disruptive else GRACE_SECONDS)
+            after = watch.settled(before, DISRUPTIVE_SECONDS if disruptive else GRACE_SECONDS, seen_as)
         self.state = after
+        before, after = seen_as(before), seen_as(after)
         # A machine that could not be asked, then or now, has told nothing.
         asked = {place.partition("/")[0] for place in before} & {place.partition("/")[0] for place in after}
         old, new = ({p: s for p, s in state.items() if p.partition("/")[0] in asked} for state in (before, after))
         return differences(old, new) if old != new else []
+
+    def _but_for_macs(self, state: State) -> State:
+        """What a disruptive check has to leave as it was: a tunnel's device may be another one behind it."""
+        assert self.run.cluster is not None  # it is what is looked at
+        flannel = self.run.cluster.flannel
+        return with_tunnels_named(state, [name for name in (flannel.tunnel_device, flannel.tunnel_device6) if name])
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
@@ -187,12 +200,22 @@ class Aftermath:
         began = time.monotonic()
         if outcome.verdict in TRACED and len(outcome.path) == 2:
             from testbed.trace import layout
-            from testbed.trace.follow import Wish, trace
+            from testbed.trace.follow import trace
 
             source, target = outcome.path
             with suppress(InputError):  # an end that the check itself has removed
-                found.trace = trace(layout.of_cluster(cluster), source, target, Wish(wait=0.5)).to_json()
+                found.trace = trace(layout.of_cluster(cluster), source, target, self._wish()).to_json()
         found.seconds += time.monotonic() - began
+
+    @staticmethod
+    def _wish() -> Wanted:
+        """A packet like the one that the check has lost: a small one comes through where a large one does not."""
+        from testbed.trace.follow import DEFAULT_SIZE, Wish
+
+        flows = notes.flows if (notes := journal.current()) else []
+        flow = next((flow for flow in flows if flow.lost), None)
+        size, whole = (flow.size, flow.dont_fragment) if flow else (DEFAULT_SIZE, False)
+        return Wish(size=size, dont_fragment=whole, wait=0.5)
 
     def _pause(self, outcome: Outcome, folder: str) -> None:
         screen = self.run.screen

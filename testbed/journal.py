@@ -37,6 +37,9 @@ class Flow:
     target: str  # an address
     marks: tuple[bytes, ...]
     answered: str = ""  # 2 of 3
+    size: int = 0  # of a ping's payload, in bytes; 0 for other flows
+    dont_fragment: bool = False
+    lost: int = 0  # pings without an answer
 
 
 @dataclass(slots=True)

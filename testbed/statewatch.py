@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -61,6 +62,29 @@ def differences(before: State, after: State) -> list[str]:
     if len(lines) > MOST_LINES:
         lines[MOST_LINES:] = [f"and {len(lines) - MOST_LINES} more"]
     return lines
+
+
+def with_tunnels_named(state: State, devices: Collection[str]) -> State:
+    """The same with the MACs of tunnel devices by whose they are: one that was made anew has another MAC, as it may."""
+    names: dict[str, str] = {}
+    for place, lines in state.items():
+        for line in lines:
+            words = line.split()
+            if words[:1] == ["link"] and words[1] in devices and "mac" in words:
+                names[words[words.index("mac") + 1]] = f"({place}'s {words[1]})"
+    mac = re.compile("|".join(names) or "(?!)")
+    return {
+        place: tuple(_in_order(mac.sub(lambda found: names[found[0]], line) for line in lines))
+        for place, lines in state.items()
+    }
+
+
+def _in_order(lines: Iterable[str]) -> list[str]:
+    """Lines in the order that they are told in, where some of their words were changed: all but rules are sorted."""
+    found = list(lines)
+    return sorted(line for line in found if not line.startswith("rules ")) + [
+        x for x in found if x.startswith("rules ")
+    ]
 
 
 @dataclass
@@ -141,13 +165,13 @@ class StateWatch:
         self.seconds += time.monotonic() - began
         return found
 
-    def settled(self, before: State, seconds: float) -> State:
-        """The state once it is as it was before, or once that takes longer than some seconds."""
+    def settled(self, before: State, seconds: float, seen_as: Callable[[State], State] = lambda state: state) -> State:
+        """The state once it is as it was before, both `seen_as`, or once that takes longer than some seconds."""
         last: list[State] = []
 
         def same() -> State | None:
             last[:] = [self.read()]
-            return last[0] if last[0] == before else None
+            return last[0] if seen_as(last[0]) == seen_as(before) else None
 
         return Deadline(seconds).poll(same, every=0.1) or last[0]
 

@@ -109,6 +109,7 @@ def ping(
     flow = _noted(f"{count} × ping, {size} bytes", source, target, nonce.value)
     result = source.run([*argv, str(target)], check=False, timeout=count * interval + wait + 20)
     answer = parse_ping(result.stdout + result.stderr, source.name, result.seconds, count)
+    flow.size, flow.dont_fragment, flow.lost = size, dont_fragment is True, answer.lost
     flow.answered = f"{answer.received} of {answer.sent}"
     return answer
 

@@ -12,7 +12,8 @@
      "left_out": {"commands": 3}}
 
 A STAGE is an interface that the flow has to come through: {"at": "worker1:eth0", "machine": "worker1", "readable":
-true}; one that is not readable shows it encrypted, if at all.  A flow that is not marked cannot be told.  `first` is in seconds since the check began.
+true}; one that is not readable shows it encrypted, if at all.  A flow that is not marked cannot be told from others.
+`first` is in seconds since the check began.
 """
 
 from __future__ import annotations
