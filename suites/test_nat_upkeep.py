@@ -14,7 +14,7 @@ from testbed.nodes.deploy import Cluster
 from testbed.nodes.otherwise import flanneld_as
 from testbed.probes.capture import Window
 from testbed.probes.flows import Nonce, ping
-from testbed.probes.rules import read_nft_table, read_table, read_tables, rules_of_flannel
+from testbed.probes.rules import read_nft_table, read_table, read_tables, rules_of_flannel, rules_put_back
 
 CHAIN, FORWARD = "FLANNEL-POSTRTG", "FLANNEL-FWD"
 TABLES = (("nat", "POSTROUTING", CHAIN), ("filter", "FORWARD", FORWARD))
@@ -42,7 +42,10 @@ def test_without_masquerading_pods_keep_their_addresses(
     """By --ip-masq=false no rule of flannel's translates, and the pod's own address leaves the node. Source: src."""
     node = path.source_node
     before, nonce = ours(cluster, node), Nonce.new()
-    with flanneld_as(cluster, node.name, "--ip-masq=false", meanwhile=lambda machine: clear(cluster, machine)):
+    with (
+        rules_put_back(node, cluster.flannel.rules),
+        flanneld_as(cluster, node.name, "--ip-masq=false", meanwhile=lambda machine: clear(cluster, machine)),
+    ):
         left = [rule for rule in ours(cluster, node) if CHAIN in rule or "postrtg" in rule]
         assert not left, f"{node.name}: {left}"
         ping(path.source, path.address, nonce=nonce, count=2, wait=1)
@@ -100,16 +103,21 @@ def test_removed_rules_come_back(paths: Paths, cluster: Cluster, facts: Facts) -
     damages = [flush if rules == NFTABLES else [rules, "-t", "nat", "-F", CHAIN]]
     if rules != NFTABLES:
         damages.append([rules, "-t", "nat", "-D", "POSTROUTING", *comment("masq"), "-j", CHAIN])
-    for damage in damages:
-        node.run(damage)
-        facts.eventually(lambda: restored(cluster, node, before), seconds=RESYNC_SECONDS)
-    answer = ping(path.source, path.address)
-    assert answer.lost == 0, answer.output
-    if rules == NFTABLES:  # its rules have no counters
-        return
+    with rules_put_back(node, rules):
+        for damage in damages:
+            node.run(damage)
+            facts.eventually(lambda: restored(cluster, node, before), seconds=RESYNC_SECONDS)
+        answer = ping(path.source, path.address)
+        assert answer.lost == 0, answer.output
+        if rules != NFTABLES:  # whose rules have no counters
+            counters_stay(cluster, node, facts, before)
+
+
+def counters_stay(cluster: Cluster, node: Node, facts: Facts, before: tuple[str, ...]) -> None:
+    """Damage another table, and see that the repair leaves this one's counters."""
     counted = masqueraded(cluster, node)
     assert counted, f"{node.name}: the rule for what leaves the Network counted nothing"
-    node.run([rules, "-D", "FORWARD", *comment("forward"), "-j", FORWARD])
+    node.run([cluster.flannel.rules, "-D", "FORWARD", *comment("forward"), "-j", FORWARD])
     facts.eventually(lambda: restored(cluster, node, before), seconds=RESYNC_SECONDS)
     now = masqueraded(cluster, node)
     assert now >= counted, f"{node.name}: the counter went from {counted} to {now}"
@@ -169,7 +177,10 @@ def test_another_way_to_keep_rules_leaves_nothing_of_this_one(paths: Paths, clus
     before = ours(cluster, node)
     nft = rules == NFTABLES
     other = IPTABLES_NFT if nft else NFTABLES
-    with flanneld_as(cluster, node.name, net_conf={**cluster.flannel.net_conf, "EnableNFTables": not nft}):
+    with (
+        rules_put_back(node, IPTABLES_NFT if nft else rules),
+        flanneld_as(cluster, node.name, net_conf={**cluster.flannel.net_conf, "EnableNFTables": not nft}),
+    ):
         there = ours(cluster, node, other)
         assert there, f"{node.name}: nothing in {other}"
         left = ours(cluster, node)

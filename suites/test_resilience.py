@@ -15,7 +15,7 @@ from testbed.nodes.deploy import Cluster
 from testbed.nodes.otherwise import restart_flanneld
 from testbed.probes.flows import ping
 from testbed.probes.iproute6 import read_state6
-from testbed.probes.rules import rules_of_flannel
+from testbed.probes.rules import rules_of_flannel, rules_put_back
 from testbed.probes.stream import streaming
 
 HEAL_SECONDS = 35.0
@@ -140,20 +140,17 @@ def test_flushed_tables_heal(paths: Paths, cluster: Cluster, facts: Facts) -> No
     out, near, rules = paths.take("OUT"), paths.take("SN"), cluster.flannel.rules
     node = out.source_node
     before = rules_of_flannel(node, rules)
-    nft = rules == NFTABLES
-    saved = node.run(["nft", "list", "ruleset"] if nft else [f"{rules}-save"]).stdout
-    flushes = [["nft", "flush", "ruleset"]] if nft else [[rules, "-t", table, "-F"] for table in ("filter", "nat")]
-    try:
-        for argv in flushes:
+    tables = [[rules, "-t", table, "-F"] for table in ("filter", "nat")]
+
+    def healed() -> None:
+        found = rules_of_flannel(node, rules)
+        assert found == before, f"{node.name}: {found}"
+
+    with rules_put_back(node, rules):  # those of others than flannel
+        for argv in [["nft", "flush", "ruleset"]] if rules == NFTABLES else tables:
             node.run(argv)
-
-        def healed() -> None:
-            found = rules_of_flannel(node, rules)
-            assert found == before, f"{node.name}: {found}"
-
         facts.eventually(healed, seconds=RESYNC_SECONDS)
         for path in (out, near):
             answer = ping(path.source, path.address, count=2)
             assert answer.lost == 0, f"{path.kind}: {answer.output}"
-    finally:  # what was others' than flannel's
-        node.run(["nft", "-f", "-"] if nft else [f"{rules}-restore"], stdin=f"flush ruleset\n{saved}" if nft else saved)
+    facts.eventually(healed, seconds=RESYNC_SECONDS)

@@ -1,4 +1,4 @@
-"""A node's own flanneld with other arguments or another network configuration for a while."""
+"""A node's own flanneld, or every node's, with other arguments or another network configuration for a while."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from testbed.deadline import Deadline
 from testbed.errors import ProductError
+from testbed.nodes.etcd import PREFIX
 from testbed.nodes.madeup import OTHER_PREFIX, etcd_of
+from testbed.parallel import each
+from testbed.probes.health import http_status
 
 if TYPE_CHECKING:
     from testbed.labs.base import Node
     from testbed.nodes.deploy import Cluster
 
 CONF_FILE = "/run/testbed-net-conf.json"
+READY_SECONDS = 30.0
+PODS_CONF = "/etc/kube-flannel/net-conf.json"
+"""Where flanneld finds its configuration with the Kubernetes store."""
 
 
 @contextmanager
@@ -43,6 +50,20 @@ def flanneld_as(
                 etcd.delete(key)
 
 
+def reconfigure(cluster: Cluster, net_conf: Mapping[str, Any]) -> None:
+    """Give every node another net-conf.json and restart its flanneld, as an operator does; they are ready at the end.
+
+    Whoever calls it gives the cluster's own one back. Raises ProductError where a flanneld does not get ready.
+    """
+    etcd, names = etcd_of(cluster), [node.name for node in cluster.members]
+    if etcd is not None:
+        etcd.put(f"{PREFIX}/config", json.dumps(net_conf))
+    else:
+        for name in names:
+            cluster.lab.node(name).write(PODS_CONF, json.dumps(net_conf))
+    each(lambda name: restart_flanneld(cluster, name), names)
+
+
 def restart_flanneld(
     cluster: Cluster,
     node: str,
@@ -60,11 +81,17 @@ def restart_flanneld(
             cluster.stop_flanneld(node, "KILL")
     if meanwhile is not None:
         meanwhile(machine)
-    machine.run(["rm", "-f", cluster.flannel.subnet_file])  # that it is there again says that flanneld is ready
+    port = cluster.flannel.healthz_port
+    if not port:  # that subnet.env is there again says as much, but a node that has moved needs it to keep its subnet
+        machine.run(["rm", "-f", cluster.flannel.subnet_file])
     if start is None:
         cluster.start_flanneld(node)
     else:
         start()
+    if port and not Deadline(READY_SECONDS).poll(lambda: http_status(machine, port, "/readyz") == 200):
+        raise ProductError(
+            f"flanneld is not ready within {READY_SECONDS:.0f} s\n{cluster.flanneld_log(node)}", where=node
+        )
     cluster.wait_ready([node])
 
 

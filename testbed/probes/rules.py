@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from testbed.errors import LabError
@@ -127,3 +129,14 @@ def rules_of_flannel(place: Place, kept_by: str) -> tuple[str, ...]:
         ours = (rule for rule in table.rules if rule.chain.startswith("FLANNEL-") or "FLANNEL-" in rule.target)
         lines += [f"{name} {rule.chain} {rule.spec}" for rule in ours]
     return tuple(lines)
+
+
+@contextmanager
+def rules_put_back(place: Place, flavour: str) -> Iterator[None]:
+    """Behind the block every rule of iptables is where it was: their order, too, counts. Raises LabError."""
+    program = "iptables-nft" if flavour == "nftables" else flavour
+    saved = place.run([f"{program}-save"]).stdout
+    try:
+        yield
+    finally:
+        place.run([f"{program}-restore"], stdin=saved)

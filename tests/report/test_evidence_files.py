@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from testbed.probes.pcap import Packet, PcapReader, to_pcap
+from testbed.probes.stateof import by_chain, saved_by_chain
 from testbed.report import evidence
 from testbed.report.evidence import Evidence, cut_pcap
-from testbed.statewatch import MOST_LINES, differences
+from testbed.statewatch import MOST_LINES, differences, with_tunnels_named
 
 
 def test_a_pcap_that_is_too_long_keeps_its_last_packets() -> None:
@@ -71,6 +72,59 @@ def test_differences_name_the_place_and_the_line() -> None:
 def test_rules_in_another_order_are_another_state() -> None:
     assert differences({"w": ("rules a", "rules b")}, {"w": ("rules b", "rules a")}) == [
         "w: + the order of the rules is another one"
+    ]
+
+
+def test_a_tunnel_s_device_made_anew_is_the_same_state() -> None:
+    def state(mac: str, rules: str = "rules a") -> dict[str, tuple[str, ...]]:
+        own = ("fdb 02:00:00:00:00:09 dev flannel.1", f"link flannel.1 vxlan UP mac {mac} 00", rules, "sysctl x 1")
+        return {"worker1": own, "worker2": (f"fdb {mac} dev flannel.1", "link eth0 mac 02:00:00:00:00:08")}
+
+    one, other = state("02:00:00:00:00:01"), state("aa:00:00:00:00:01")
+    assert with_tunnels_named(one, ["flannel.1"]) == with_tunnels_named(other, ["flannel.1"])
+    assert with_tunnels_named(one, ["flannel.2"]) != with_tunnels_named(other, ["flannel.2"])
+    changed = state("aa:00:00:00:00:01", "rules b")
+    assert with_tunnels_named(one, ["flannel.1"]) != with_tunnels_named(changed, ["flannel.1"])
+
+
+NFT = """table ip nat {
+chain POSTROUTING {
+type nat hook postrouting priority srcnat; policy accept;
+ip saddr { 192.0.2.1, 192.0.2.2 } accept
+}
+chain INPUT {
+type nat hook input priority 100; policy accept;
+}
+chain OUTPUT {
+type nat hook output priority -100; policy drop;
+}
+chain EMPTY {
+}
+}
+table ip nothing {
+}"""
+SAVED = """*nat
+:POSTROUTING ACCEPT
+:INPUT DROP
+-A POSTROUTING -j ACCEPT
+COMMIT
+*filter
+:FORWARD ACCEPT
+COMMIT"""
+
+
+def test_chains_without_any_effect_are_no_state() -> None:
+    assert by_chain(NFT.splitlines()) == [
+        "table ip nat chain EMPTY",
+        "table ip nat chain OUTPUT",
+        "table ip nat chain OUTPUT | type nat hook output priority -100; policy drop;",
+        "table ip nat chain POSTROUTING",
+        "table ip nat chain POSTROUTING | type nat hook postrouting priority srcnat; policy accept;",
+        "table ip nat chain POSTROUTING | ip saddr { 192.0.2.1, 192.0.2.2 } accept",
+    ]
+    assert saved_by_chain(SAVED.splitlines()) == [
+        "legacy nat INPUT | policy DROP",
+        "legacy nat POSTROUTING | -A POSTROUTING -j ACCEPT",
     ]
 
 
