@@ -212,7 +212,7 @@ class Aftermath:
         """A packet like the one that the check has lost: a small one comes through where a large one does not."""
         from testbed.trace.follow import DEFAULT_SIZE, Wish
 
-        flows = notes.flows if (notes := journal.current()) else []
+        flows = notes.flows if (notes := journal.latest()) else []
         flow = next((flow for flow in flows if flow.lost), None)
         size, whole = (flow.size, flow.dont_fragment) if flow else (DEFAULT_SIZE, False)
         return Wish(size=size, dont_fragment=whole, wait=0.5)

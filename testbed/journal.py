@@ -97,6 +97,7 @@ class Journal:
 
 
 _following: list[Journal] = []
+_latest: list[Journal] = []
 
 
 def current() -> Journal | None:
@@ -106,13 +107,19 @@ def current() -> Journal | None:
 
 def begin() -> Journal:
     """Follow a new check; whatever was followed before is over."""
-    _following[:] = [Journal()]
+    _following[:] = _latest[:] = [Journal()]
     return _following[0]
+
+
+def latest() -> Journal | None:
+    """The journal of the check that runs, also while nothing more is noted in it."""
+    return _latest[-1] if _latest else None
 
 
 def end() -> None:
     """Follow nothing any more."""
     _following.clear()
+    _latest.clear()
 
 
 @contextmanager
