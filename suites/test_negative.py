@@ -5,9 +5,12 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network
 
 from testbed.checks import check
-from testbed.fixtures import Facts
+from testbed.fixtures import Facts, Path, Paths
+from testbed.nodes.byhand import without_flanneld
 from testbed.nodes.deploy import Cluster
-from testbed.probes.iproute import State
+from testbed.probes.capture import Window
+from testbed.probes.flows import Nonce, http_get, ping
+from testbed.probes.iproute import State, read_state
 
 OF_CALICO = IPv4Address("169.254.1.1")
 EVERYWHERE = IPv4Network((0, 0))
@@ -48,3 +51,32 @@ def test_every_address_is_of_the_network(cluster: Cluster, facts: Facts) -> None
     for name, lease in cluster.leases().items():
         subnet = lease["key"].rpartition("/")[2].partition("&")[0].replace("-", "/")
         assert IPv4Network(subnet).subnet_of(flannel.network), f"{name}'s lease is {subnet}"
+
+
+@check("NEG-04")
+def test_fabric_is_what_host_gw_needs(path: Path, paths: Paths, cluster: Cluster, facts: Facts, window: Window) -> None:
+    """Nodes that are reached directly are on one link, which lets pods' addresses pass; no others. Source: S2, S4."""
+    assert paths.specs["XS"].reason, "pods are looked for beyond the nodes' own link, where host-gw reaches none"
+    for node in cluster.members:
+        for peer in facts.direct_peers(node.name):
+            other = cluster.lab.spec.node(peer)
+            ping(node, other.ip)
+            seen = [one.mac for one in read_state(node).neighbours if one.address == other.ip and one.mac]
+            assert seen == [other.underlay.mac], f"{node.name} and {peer} are on no common link: {seen} answers"
+    nonce = Nonce.new()
+    ping(path.source, path.address, nonce=nonce)
+    arrived = window.select(path.target_nic, nonce, lambda p: bool(p.ip and p.ip.src == path.source.address))
+    assert arrived, f"the fabric lets nothing from {path.source.address} pass to {path.target_node.name}"
+
+
+@check("NEG-06", disruptive=True)
+def test_packets_need_no_flanneld(path: Path, cluster: Cluster, facts: Facts) -> None:
+    """What `ip` and `bridge` alone make carries them, while neither node has a flanneld. Source: S4."""
+    nodes = path.source_node, path.target_node
+    with without_flanneld(cluster, facts, nodes):
+        running = [node.name for node in nodes if cluster.flanneld_pid(node.name) is not None]
+        assert not running, f"flanneld runs on {running}"
+        answer = http_get(path.source, path.address)
+        assert not answer.error, f"{path.address} by what was made by hand: {answer.error}"
+        assert answer.facts.get("node") == path.target_node.name, answer.facts
+        assert answer.peer == path.source.address, f"{path.source.name} is seen as {answer.peer}"
