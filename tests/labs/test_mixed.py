@@ -19,6 +19,7 @@ from testbed.flannelspec import BACKENDS
 from testbed.nodes import deploy
 from testbed.nodes.deploy import Cluster
 from testbed.nodes.nodefiles import FLANNELD
+from testbed.nodes.otherwise import restart_flanneld
 from testbed.options import RunOptions
 from testbed.probes.flows import http_get
 from testbed.tools import ToolUnavailable, build_tool
@@ -30,7 +31,7 @@ SECONDS = 20.0
 CASES = [
     (run, store)
     for store in ("etcd", "kubernetes")
-    for run in ("vxlan", "vxlan_direct", "host_gw", "udp", "ipip", "wireguard")
+    for run in ("vxlan", "vxlan_direct", "host_gw", "udp", "ipip", "ipip_direct", "wireguard", "ipsec", "dual_stack")
 ]
 
 
@@ -105,10 +106,7 @@ def test_leases_are_of_one_form(cluster: Cluster) -> None:
 @pytest.mark.parametrize("name", ["worker1", "worker2"])
 def test_a_restart_of_either_is_followed_by_the_other(cluster: Cluster, name: str) -> None:
     before = cluster.leases()[name]
-    cluster.stop_flanneld(name)
-    cluster.lab.node(name).run(["rm", "-f", "/run/flannel/subnet.env"])
-    cluster.start_flanneld(name)
-    cluster.wait_ready([name])
+    restart_flanneld(cluster, name)
     assert cluster.leases()[name]["key"] == before["key"]
     assert soon(cluster), logs(cluster)
 
@@ -119,18 +117,12 @@ def test_one_takes_over_from_the_other(cluster: Cluster, before: str, after: str
     name = "worker1" if before == "bundled" else "worker2"
     lease = cluster.leases()[name]
     node = cluster.lab.node(name)
-    cluster.stop_flanneld(name)
     other = "worker2" if before == "bundled" else "worker1"
     mine, theirs = (cluster.lab.node(one).read(FLANNELD) for one in (name, other))
-    node.write(FLANNELD, theirs, mode=0o755)
     try:
-        cluster.start_flanneld(name)
-        cluster.wait_ready([name])
+        restart_flanneld(cluster, name, meanwhile=lambda _: node.write(FLANNELD, theirs, mode=0o755))
         assert cluster.leases()[name]["key"] == lease["key"]
         assert soon(cluster), logs(cluster)
     finally:
-        cluster.stop_flanneld(name)
-        node.write(FLANNELD, mine, mode=0o755)
-        cluster.start_flanneld(name)
-        cluster.wait_ready([name])
+        restart_flanneld(cluster, name, meanwhile=lambda _: node.write(FLANNELD, mine, mode=0o755))
     assert soon(cluster), logs(cluster)
