@@ -23,6 +23,8 @@ from flannel import __version__
 _INSIDE = "FLANNEL_BENCH_INSIDE"
 _MODULE = "benchmarks.bench_flanneld"
 ALL = (*PARTS, "kubernetes")
+BUNDLED = Path("dist/bundle/flannel/flannel")
+"""Where `nox -s bundle` puts the plugin."""
 
 
 def options() -> argparse.Namespace:
@@ -30,7 +32,9 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./run bench --", description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--peer", type=Path, metavar="PATH", help="another flanneld")
     parser.add_argument("--peer-cni", type=Path, metavar="PATH", help="another CNI plugin")
-    parser.add_argument("--bundle-cni", type=Path, metavar="PATH", help="the CNI plugin of the bundled folder")
+    parser.add_argument(
+        "--bundle-cni", type=Path, metavar="PATH", help=f"the bundled plugin ({BUNDLED}, if it is there)"
+    )
     parser.add_argument("--only", type=_parts, default=list(ALL), metavar="PART,…", help=f"of {', '.join(ALL)}")
     parser.add_argument("--leases", type=_numbers, metavar="N,…", help="remote leases (0,200,1000,4000)")
     parser.add_argument("--nodes", type=int, metavar="N", help="nodes of the kubernetes part (1000)")
@@ -39,6 +43,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--python", default="", metavar="PATH", help="interpreter of the bundled programs")
     parser.add_argument("--output", type=Path, default=Path("reports/bench/bench.json"), metavar="PATH")
     given = parser.parse_args()
+    if given.bundle_cni is None and os.access(BUNDLED, os.X_OK):
+        given.bundle_cni = BUNDLED
     for path in (given.peer, given.peer_cni, given.bundle_cni):
         if path is not None and not os.access(path, os.X_OK):
             parser.error(f"{path} is no program")
