@@ -26,7 +26,7 @@ from testbed.probes.cnifiles import read_cni_files
 from testbed.probes.iproute import read_state
 
 PEERS, SUBNET_LEN = 1000, 27
-PROGRAMMED_SECONDS = 60.0
+PROGRAMMED_SECONDS = 30.0
 """For a machine that is busy: flannel takes a second."""
 RSS_KB = 100 * 1024
 ROUNDS, PODS = 4, 10
