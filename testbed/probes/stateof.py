@@ -24,6 +24,9 @@ from typing import Any
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
 REQUEST, DUMP, DONE, ERROR = 0x1, 0x300, 3, 2
 GETLINK, GETADDR, GETROUTE, GETNEIGH, GETRULE, GETQDISC = 18, 22, 26, 30, 34, 38
+NEWNEIGH, DELNEIGH = 28, 29
+SOL_NETLINK, ADD_MEMBERSHIP = 270, 1
+GROUPS = (1, 3, 4, 5, 7, 8, 9, 11, 19, 24)  # links, neighbours, queues, addresses, routes, rules, settings
 GETGEN = 10 << 8 | 16  # nf_tables' own
 SKIP_STATS = 1 << 3
 CLONE_NEWNET = 0x40000000
@@ -37,6 +40,8 @@ SETTINGS = {2: "forwarding", 3: "rp_filter", 5: "proxy_arp", 6: "ignore_routes_w
 SYSCTLS = ("fib_multipath_hash_policy", "icmp_echo_ignore_all", "ip_default_ttl", "ip_no_pmtu_disc")
 ROUTE_TYPES = {1: "", 2: "local ", 6: "blackhole ", 7: "unreachable ", 8: "prohibit ", 9: "throw "}
 
+VXLAN = {1: "id", 4: "local", 5: "ttl", 6: "tos", 7: "learning", 8: "ageing", 15: "port", 18: "udpcsum", 29: "df"}
+
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -47,6 +52,17 @@ def attributes(data: bytes, at: int, end: int) -> Iterator[tuple[int, bytes]]:
         if length < 4:
             return
         yield kind & 0x3FFF, data[at + 4 : at + length]
+        at += (length + 3) & ~3
+
+
+def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The type and body of each netlink message."""
+    at = 0
+    while len(data) - at >= 16:
+        length, kind = struct.unpack_from("IH", data, at)
+        if length < 16:
+            return
+        yield kind, data[at + 16 : at + length]
         at += (length + 3) & ~3
 
 
@@ -66,6 +82,19 @@ def mac(value: bytes) -> str:
     return ":".join(f"{byte:02x}" for byte in value)
 
 
+def told_of(kind: str, data: bytes) -> list[str]:
+    """A device's own attributes, those of vxlan by their names."""
+    words = []
+    for key, value in attributes(data, 0, len(data)):
+        if kind == "vxlan" and key in VXLAN:
+            name = VXLAN[key]
+            order: Any = "big" if name == "port" else sys.byteorder
+            words.append(f"{name} {address(value) if name == 'local' else int.from_bytes(value, order)}")
+        else:
+            words.append(f"{key}={value.hex()}")
+    return words
+
+
 class Space:
     """One network namespace, and the rules that were found in it last."""
 
@@ -75,8 +104,12 @@ class Space:
         self.own: set[str] = set()
         self.generation = -1
         self.rules: list[str] = []
+        self.tables: list[str] = []
+        self.lasting: set[bytes] = set()  # the addresses and MACs of the neighbours that are told
+        self.events: socket.socket | None = None
         if not path:
             self.open()
+            self.listen()
 
     def open(self) -> None:
         """Make sockets in it: as long as there are any, it stays, though the pod may have gone."""
@@ -101,29 +134,59 @@ class Space:
         finally:
             self.close()
 
+    def listen(self) -> None:
+        """Hear of changes: as long as there are none, nothing has to be read."""
+        self.events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)
+        self.events.bind((0, 0))
+        self.events.setblocking(False)
+        for group in GROUPS:
+            self.events.setsockopt(SOL_NETLINK, ADD_MEMBERSHIP, group)
+
+    def changed(self) -> bool:
+        """Whether there may be something new in the kernel's tables since this was asked last."""
+        if self.events is None or not self.tables:
+            return True
+        found = False
+        while True:
+            try:
+                data = self.events.recv(1 << 17)
+            except BlockingIOError:
+                return found
+            except OSError:  # more than there was room for
+                found = True
+                continue
+            found = found or any(self.matters(kind, body) for kind, body in messages(data))
+
+    def matters(self, kind: int, body: bytes) -> bool:
+        """Whether an event is about something that is told: ARP comes and goes."""
+        if kind not in (NEWNEIGH, DELNEIGH):
+            return True
+        if struct.unpack_from("H", body, 8)[0] & (PERMANENT | NOARP):
+            return True
+        told = dict(attributes(body, 12, len(body)))
+        return told.get(1) in self.lasting or told.get(2) in self.lasting
+
     def dump(self, kind: int, body: bytes) -> Iterator[bytes]:
         """The messages that answer a request for a whole table."""
         self.route.send(struct.pack("IHHII", 16 + len(body), kind, REQUEST | DUMP, 1, 0) + body)
         while True:
-            data = self.route.recv(1 << 17)
-            at = 0
-            while at < len(data):
-                length, answer = struct.unpack_from("IH", data, at)
+            for answer, body in messages(self.route.recv(1 << 17)):
                 if answer in (DONE, ERROR):
                     return
-                yield data[at + 16 : at + length]
-                at += (length + 3) & ~3
+                yield body
 
     def state(self, legacy: bool) -> list[str]:
         """Everything, line by line."""
-        lines = self.links()
-        lines += self.addresses()
-        lines += self.routes()
-        lines += self.policies()
-        lines += self.neighbours()
-        lines += self.queues()
-        lines += self.settings()
-        return sorted(lines) + self.filter_rules(legacy) + self.sysctls()
+        if self.changed():
+            lines = self.links()
+            lines += self.addresses()
+            lines += self.routes()
+            lines += self.policies()
+            lines += self.neighbours()
+            lines += self.queues()
+            lines += self.settings()
+            self.tables = sorted(lines)
+        return self.tables + self.filter_rules(legacy) + self.sysctls()
 
     # --- devices
 
@@ -145,7 +208,9 @@ class Space:
             shown = " ".join(word for bit, word in LINK_FLAGS.items() if flags & bit)
             data = info.get(2, b"")
             kept = dict(attributes(data, 0, len(data))) if kind == "bridge" else {}
-            details = [kept[key].hex() for key in BRIDGE_KEPT if key in kept] if kind == "bridge" else [data.hex()]
+            details = (
+                [kept[key].hex() for key in BRIDGE_KEPT if key in kept] if kind == "bridge" else told_of(kind, data)
+            )
             port = (
                 dict(attributes(info.get(5, b""), 0, len(info.get(5, b""))))
                 if text(info.get(4, b"")) == "bridge"
@@ -221,6 +286,7 @@ class Space:
 
     def neighbours(self) -> list[str]:
         lines = []
+        self.lasting.clear()
         for family in (0, AF_BRIDGE):
             body = struct.pack("BxxxiHBB", family, 0, 0, 0, 0)
             if family == AF_BRIDGE:
@@ -237,6 +303,7 @@ class Space:
                     target = address(told[1]) if 1 in told else ""
                     line = f"neighbour {target} dev {self.name(index)} {mac(told.get(2, b''))}"
                 if kept:
+                    self.lasting |= {value for value in (told.get(1), told.get(2)) if value}
                     lines.append(line)
         return lines
 

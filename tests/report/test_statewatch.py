@@ -1,0 +1,133 @@
+"""The state of a machine as it is watched: what changes shows, and what is undone is as if it had not been."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from testbed.errors import LabError
+from testbed.labs import netns
+from testbed.labs.netns import NetnsLab
+from testbed.statewatch import StateWatch, differences
+from testbed.topology import load_topology
+from tests.labs.helpers import unique
+
+PREPARED = (
+    "ip link add vx type vxlan id 7 local 10.0.0.11 dstport 8472 nolearning",
+    "ip link set vx up",
+    "ip link add bridge9 type bridge",
+    "ip link set bridge9 up",
+    "ip netns add cni-one",
+    "iptables-nft -N MINE",
+    "iptables-nft -A MINE -s 192.0.2.1 -j DROP",
+    "iptables-nft -A MINE -s 192.0.2.2 -j DROP",
+)
+
+CHANGES = {
+    "route": ("ip route add 10.9.0.0/24 dev eth0", "ip route del 10.9.0.0/24", r"\+ route 10.9.0.0/24 dev eth0"),
+    "route of another table": (
+        "ip route add blackhole 10.9.0.0/24 table 77", "ip route del blackhole 10.9.0.0/24 table 77",
+        r"\+ route blackhole 10.9.0.0/24 table 77",
+    ),
+    "ipv6 route": ("ip -6 route add fd09::/64 dev eth0", "ip -6 route del fd09::/64", r"\+ route fd09::/64 dev eth0"),
+    "policy": ("ip rule add from 10.9.0.0/24 table 77", "ip rule del from 10.9.0.0/24 table 77", r"\+ rule of routing"),
+    "address": (
+        "ip addr add 10.9.0.1/24 dev bridge9", "ip addr del 10.9.0.1/24 dev bridge9",
+        r"\+ address 10.9.0.1/24 dev bridge9",
+    ),
+    "device": ("ip link add new type bridge", "ip link del new", r"\+ link new bridge"),
+    "mtu": ("ip link set vx mtu 1300", "ip link set vx mtu 1500", r"\+ link vx vxlan .*mtu 1300 .*id 7 .*port 8472"),
+    "down": ("ip link set bridge9 down", "ip link set bridge9 up", r"\+ link bridge9 bridge mtu"),
+    "neighbour": (
+        "ip neigh add 10.9.0.9 dev vx lladdr 02:00:00:00:00:09 nud permanent", "ip neigh del 10.9.0.9 dev vx",
+        r"\+ neighbour 10.9.0.9 dev vx 02:00:00:00:00:09",
+    ),
+    "forwarding entry": (
+        "bridge fdb append 02:00:00:00:00:09 dev vx dst 10.0.0.12",
+        "bridge fdb del 02:00:00:00:00:09 dev vx dst 10.0.0.12",
+        r"\+ fdb 02:00:00:00:00:09 dev vx dst 10.0.0.12",
+    ),
+    "queue": ("tc qdisc add dev eth0 root tbf rate 1gbit burst 9k latency 9ms", "tc qdisc del dev eth0 root",
+              r"\+ qdisc tbf"),
+    "setting": (
+        "sysctl -w net.ipv4.conf.eth0.rp_filter=1", "sysctl -w net.ipv4.conf.eth0.rp_filter=0",
+        r"\+ sysctl eth0 .*rp_filter 1",
+    ),
+    "rule": (
+        "iptables-nft -A MINE -s 192.0.2.3 -j DROP", "iptables-nft -D MINE -s 192.0.2.3 -j DROP",
+        r"\+ rules .*192.0.2.3",
+    ),
+    "order of rules": (
+        "iptables-nft -R MINE 1 -s 192.0.2.2 -j DROP", "iptables-nft -R MINE 1 -s 192.0.2.1 -j DROP",
+        r"- rules .*192.0.2.1",
+    ),
+    "pod": ("ip netns add cni-two", "ip netns del cni-two", r"\+ the network of .*/cni-two"),
+    "in a pod": (
+        "ip -n cni-one route add blackhole 10.9.0.0/24", "ip -n cni-one route del blackhole 10.9.0.0/24",
+        r"/cni-one: \+ route blackhole 10.9.0.0/24",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[NetnsLab]:
+    try:
+        netns.frr_folder()
+    except LabError as error:
+        pytest.skip(str(error))
+    lab = netns.bring_up(load_topology("flat", unique("watch")))
+    node = first(lab)
+    for command in PREPARED:
+        node.run(command.split())
+    yield lab
+    lab.down()
+
+
+def first(lab: NetnsLab) -> Any:
+    return lab.node(lab.spec.cluster_nodes[0].name)
+
+
+@pytest.fixture(scope="module")
+def watch(lab: NetnsLab) -> Iterator[StateWatch]:
+    cluster: Any = SimpleNamespace(lab=lab, flannel=SimpleNamespace(rules="iptables-nft"), pods={})
+    watch = StateWatch(cluster)
+    yield watch
+    watch.close()
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_change_shows_until_it_is_undone(lab: NetnsLab, watch: StateWatch, what: str) -> None:
+    do, undo, shown = CHANGES[what]
+    node, before = first(lab), watch.read()
+    assert set(before) >= {*lab.nodes, f"{node.name}/cni-one"}
+    node.run(do.split())
+    try:
+        changed = differences(before, watch.read())
+        assert any(re.search(shown, line) for line in changed), changed
+        assert {line.partition(":")[0].partition("/")[0] for line in changed} == {node.name}, changed
+    finally:
+        node.run(undo.split())
+    assert differences(before, watch.settled(before, 5.0)) == []
+
+
+def test_what_comes_and_goes_by_itself_is_no_state(lab: NetnsLab, watch: StateWatch) -> None:
+    node, other = first(lab), lab.spec.cluster_nodes[1]
+    before = watch.read()
+    node.run(["ip", "neigh", "flush", "dev", "eth0"])
+    node.run(["ping", "-c", "1", "-W", "5", str(other.ip)])
+    node.run(["iptables-nft", "-L", "-n"])  # makes chains of the kernel's own
+    assert differences(before, watch.read()) == []
+
+
+def test_a_machine_that_is_stopped_costs_a_look_and_no_more(lab: NetnsLab, watch: StateWatch) -> None:
+    before = watch.read()
+    machine = next(iter(watch._machines.values()))
+    machine.process.kill()
+    machine.process.wait()
+    without = watch.read()
+    assert set(before) - set(without) == {place for place in before if place.partition("/")[0] == machine.name}
+    assert watch.read() == before
