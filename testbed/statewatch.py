@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 5.0
 """How long a machine may take to tell its state; what is stopped or away has none."""
 
+START_SECONDS = 30.0
+"""The same for the first look, before which it is entered."""
+
 MOST_LINES = 30
 """How many differences are told; the rest is counted."""
 
@@ -150,9 +153,9 @@ class StateWatch:
         machines = list(self._machines.values())
         for machine in machines:
             machine.ask()
-        deadline = Deadline(LOOK_SECONDS)
+        deadlines = {True: Deadline(START_SECONDS), False: Deadline(LOOK_SECONDS)}
         for machine in machines:
-            if not machine.answer(deadline):
+            if not machine.answer(deadlines[machine.state is None]):
                 machine.close()  # it was restarted, or is stopped; the next look starts anew
                 del self._machines[machine.name]
         names = {f"cni-{pod.container_id[:12]}": pod.name for pod in self.cluster.pods.values()}
