@@ -22,8 +22,8 @@ from testbed.probes.flows import Nonce, ping
 from testbed.probes.spoof import spoofed_ping
 from testbed.probes.wireguard import read_wireguard
 
-#: A restart takes so long in a slow lab, and a handshake that the peer's cookie delays.
-BACK_SECONDS = 15.0
+#: A restart takes so long in a slow lab; a peer whose device was made anew is asked for a new key after 15 s at most.
+BACK_SECONDS = 40.0
 
 
 def needs_etcd(cluster: Cluster) -> Etcd:
