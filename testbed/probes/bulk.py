@@ -26,6 +26,7 @@ import os, resource, selectors, socket, sys
 address, port = sys.argv[1], int(sys.argv[2])
 family = socket.AF_INET6 if ":" in address else socket.AF_INET
 tcp = socket.create_server((address, port), family=family, backlog=64)
+tcp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 19)
 udp = socket.socket(family, socket.SOCK_DGRAM)
 udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
 udp.bind((address, port))
@@ -80,6 +81,7 @@ def used():
     return own.ru_utime + own.ru_stime
 def connect():
     sock = socket.socket(family)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 19)  # what waits there when the time is over takes time
     sock.settimeout(20)
     sock.connect((address, port))
     return sock
