@@ -134,12 +134,12 @@ def containerlab_alone() -> dict[str, float]:
     from testbed.clab import remains
     from testbed.clab.program import find_containerlab
     from testbed.engine.find import find_engine
+    from testbed.images.chosen import images_of
     from testbed.labs import clab
 
     spec = load_topology("racks", f"bench-{os.getpid()}")
     engine, program = find_engine(), find_containerlab()
-    tag, binds = clab.image_of(engine, "host")
-    clab.write_files(spec, tag, binds)
+    clab.write_files(spec, images_of(engine, "host"))
     folder = remains.folder_of(spec.id)
     with remains.one_at_a_time() as lock:
         try:

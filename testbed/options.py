@@ -41,6 +41,7 @@ class RunOptions:
     cni_plugin: Mapping[str, Path] = field(default_factory=dict)
     lab: str = "netns"
     image: str = ""  # of the machines of a lab of containers; "" for the one that suits the engine
+    image_prefix: str = ""  # of the registry mirror that leaves' and spines' FRR is from; "" where it is made, too
     kernel: str = "host"
     keep: bool = False
     path_traces: tuple[tuple[str, str], ...] = ()  # between which ends a packet is followed
@@ -102,11 +103,11 @@ def one_of(option: str, value: str, here: Sequence[str], known: Sequence[str], f
     return value
 
 
-def image_of(image: str, lab: str, faults: list[Fault]) -> str:
-    """Check the image of a lab's machines, which containers alone have."""
+def image_of(image: str, lab: str, faults: list[Fault], *, option: str = "--image") -> str:
+    """Check an option about the images of a lab's machines, which containers alone have."""
     if image and lab != "clab":
         what = f"the machines of {lab} have no image"
-        faults.append(Fault("command line", 0, "--image", what, "--lab clab, or without --image"))
+        faults.append(Fault("command line", 0, option, what, f"--lab clab, or without {option}"))
     return image
 
 

@@ -71,6 +71,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--reports", metavar="DIR", help="where the report goes; default reports/NAME")
     add("--lab", default="netns", metavar="KIND", help=f"{', '.join(LABS)}; default netns")
     add("--image", default="", metavar="NAME", help="containers' image: host, full or one of the engine's own")
+    add("--image-prefix", default="", metavar="MIRROR/", help="pull leaves' and spines' FRR from a registry mirror")
     add("--full", action="store_true", help="every row of the catalogue; default: its smoke part, or what -k chooses")
     add("--kernel", default="host", metavar="KIND", help=f"{', '.join(KERNELS)}; default auto")
 
@@ -103,6 +104,7 @@ def run_options(config: pytest.Config) -> RunOptions:
         cni_plugin=node_paths("--cni-plugin", value("--cni-plugin"), faults),
         lab=one_of("--lab", value("--lab"), LABS_HERE, LABS, faults),
         image=image_of(value("--image"), value("--lab"), faults),
+        image_prefix=image_of(value("--image-prefix"), value("--lab"), faults, option="--image-prefix"),
         kernel=one_of("--kernel", value("--kernel"), KERNELS_HERE, KERNELS, faults),
         keep=value("--keep"),
         path_traces=tuple((source, target) for source, target in value("--path-trace")),

@@ -52,6 +52,8 @@ class Images:
     workload: str = _named("workload")
     binds: tuple[str, ...] = ()
     """What a machine of the first two sees of the host, as containerlab writes it."""
+    pulled_routers: bool = False
+    """Whether leaves and spines are of `frr` as a registry has it, which is given nothing but its configuration."""
 
 
 def render_frr(spec: NodeSpec, lab: LabSpec) -> dict[str, str]:

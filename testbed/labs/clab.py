@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from importlib import resources
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
-from docker.errors import DockerException, ImageNotFound, NotFound
+from docker.errors import DockerException, NotFound
 
 from testbed.clab import remains
 from testbed.clab.program import find_containerlab
@@ -19,14 +20,14 @@ from testbed.clab.remains import LABEL, container_name, folder_of, one_at_a_time
 from testbed.engine import private
 from testbed.engine.find import Engine, find_engine
 from testbed.errors import LabBusyError, LabError
-from testbed.images import store
+from testbed.images.chosen import default_image, images_of
 from testbed.labs import Progress, Quiet, inside, interpreter, residents, restart, state
 from testbed.labs.farnode import FarNode
 from testbed.labs.faults import LinkFaults, fault, require_features
 from testbed.labs.netns import ENVIRONMENT, NetnsNode
 from testbed.labs.plan import node_plan, wiring_faults
 from testbed.linkfault import LinkFault
-from testbed.model import LabSpec, LinkSpec
+from testbed.model import LabSpec, LinkSpec, NodeSpec, Role
 from testbed.parallel import each
 from testbed.render import Images, cluster_name, render_lab
 
@@ -48,6 +49,48 @@ class ClabNode(NetnsNode):
             *(() if stay else ("setpriv", "--pdeathsig", "KILL", "--")),
             *self.inner,
         ]
+
+
+@dataclass(frozen=True)
+class PulledRouter(ClabNode):
+    """A router of an image that has FRR and little else: commands are this machine's programs, in its network.
+
+    `interactive` alone goes into the container, where `vtysh` is.
+    """
+
+    def entering(self, *, stay: bool = False) -> list[str]:
+        """The words that put a command into this container's network; with `stay` it outlives whoever started it."""
+        tied = () if stay else ("setpriv", "--pdeathsig", "KILL", "--")
+        return [*self.way, *("nsenter", "-t", str(self.pid), "-n", "-u", "-p", "--"), *tied, *self.inner]
+
+    def read(self, path: str) -> bytes:
+        """Return a file of this router. Raises FileNotFoundError."""
+        return super().read(self.inside(path))
+
+    def write(self, path: str, data: bytes | str, *, mode: int = 0o644) -> None:
+        """Write a file on this router, making its folder where it is missing."""
+        super().write(self.inside(path), data, mode=mode)
+
+    def start(self, argv: Sequence[str], *, name: str, env: Mapping[str, str] | None = None) -> int:
+        """Refuse: what would run, and leave files, is not in the container. Raises LabError."""
+        raise LabError(f"{name} cannot be started on a router of a pulled image", where=self.name)
+
+    def interactive(self, argv: Sequence[str]) -> int:
+        """Run a command of the container's own on the caller's terminal; returns its exit code."""
+        inside = ClabNode(self.spec, self.holder_pid, self.pid, self.inner, self.label, self.via, way=self.way)
+        return inside.interactive(argv)
+
+    def in_vrf(self) -> Self:
+        """This machine, but with the sockets of what runs there in its VRF; see `Node.in_vrf`."""
+        if not self.spec.vrf:
+            return self
+        program = str(resources.files("testbed.labs").joinpath("vrfexec.py"))
+        via = (interpreter(), "-I", "-S", program, self.spec.vrf)
+        return replace(self, via=via, label=f"{self.name}/{self.spec.vrf}")
+
+    def inside(self, path: str) -> str:
+        """A path in the container as this machine, or the engine, has it."""
+        return path if path.startswith("/proc/") else f"/proc/{self.pid}/root{path}"
 
 
 @dataclass
@@ -77,7 +120,21 @@ class ClabLab:
                 for n in self.spec.nodes
                 if n.name in pids
             }
-        return {n.name: ClabNode(n, holder, pids[n.name], way=way) for n in self.spec.nodes if n.name in pids}
+        return {
+            n.name: (PulledRouter if self._pulled(n) else ClabNode)(n, holder, pids[n.name], way=way)
+            for n in self.spec.nodes
+            if n.name in pids
+        }
+
+    def _pulled(self, node: NodeSpec) -> bool:
+        """Whether a machine's image has none of our programs."""
+        return bool(self.record.facts.get("pulled_routers")) and node.role in (Role.LEAF, Role.SPINE)
+
+    def machine(self, name: str) -> dict[str, Any]:
+        """What the program that wires machines has to know of one."""
+        node = self.node(name)
+        only = isinstance(node, PulledRouter)
+        return {"pid": node.pid, "plan": _plan(self.spec, name), "network_only": only}
 
     @property
     def spec(self) -> LabSpec:
@@ -132,6 +189,8 @@ class ClabLab:
         restart.check_no_faults(self, name)
         residents.leave(node)
         way = self.engine.private.entering() if self.engine.private else ()
+        if isinstance(node, PulledRouter):
+            node.run(["rm", "-f", node.inside("/run/wired")])
         restart.put_aside(way, node.spec, node.pid)
         try:
             self.engine.client.containers.get(container_name(self.spec, name)).restart(timeout=0)
@@ -141,7 +200,7 @@ class ClabLab:
         self.record.save()
         self.nodes = MappingProxyType(self._nodes())
         restart.put_back(way, node.spec, node.pid, self.node(name).pid)
-        restart.wire_again(self, name, _plan(self.spec, name))
+        _wire(self, (name,))
 
     def detach(self) -> None:
         """Let the lab outlive this process, as containers do by themselves."""
@@ -169,10 +228,11 @@ def remove_record(record: state.LabRecord) -> None:
         record.forget()
 
 
-def bring_up(spec: LabSpec, *, progress: Progress | None = None, image: str = "") -> ClabLab:
+def bring_up(spec: LabSpec, *, progress: Progress | None = None, image: str = "", image_prefix: str = "") -> ClabLab:
     """Deploy a lab by containerlab, address its machines and check its wiring; it stays until `down`.
 
     `image` is one of `testbed images list` or what the engine calls another; by default the one that suits the engine.
+    With `image_prefix` leaves and spines are of the FRR image of that mirror.
     Raises LabError where a lab of that id is up already, there is no engine, containerlab or image, or the wiring
     differs from the model.
     """
@@ -190,20 +250,21 @@ def bring_up(spec: LabSpec, *, progress: Progress | None = None, image: str = ""
         _nobody_elses(engine, spec)
         with progress.step("Looking for containerlab"):  # which may have to be built first
             program = find_containerlab()
-        image = image or ("host" if engine.local else "full")
-        with progress.step(f"Looking for the image {image}"):  # which may have to be made first
-            tag, binds = image_of(engine, image)
-        record = state.LabRecord(spec, _holder(engine), {}, {"engine": engine.address, "image": tag}, "clab")
+        image = image or default_image(engine)
+        with progress.step(f"Looking for the image {image}"):  # which may have to be made or pulled first
+            images = images_of(engine, image, image_prefix)
+        facts = {"engine": engine.address, "image": images.node, "pulled_routers": images.pulled_routers}
+        record = state.LabRecord(spec, _holder(engine), {}, facts, "clab")
         try:
             record.save()
             machines = f"{len(spec.nodes)} machines, {len(spec.links)} links"
             with progress.step(f"Deploying {spec.topology}: {machines}"):
-                write_files(spec, tag, binds)
+                write_files(spec, images)
                 with one_at_a_time() as lock:
                     program.deploy(folder_of(spec.id), engine, lock)
             with progress.step("Addressing and checking the wiring"):
                 lab = ClabLab(replace(record, pids=_pids(engine, spec)), engine)
-                _wire(lab)
+                _wire(lab, tuple(lab.nodes))
             lab.record.save()
         except BaseException as error:
             _forget(engine, record)
@@ -224,26 +285,6 @@ def _forget(engine: Engine, record: state.LabRecord) -> None:
             raise
         remains.remove_files(record.spec.id)
     record.forget()
-
-
-def image_of(engine: Engine, name: str) -> tuple[str, tuple[str, ...]]:
-    """What the engine calls an image, and what containers of it see of the host. Raises LabError where it has none."""
-    if name in store.KINDS:
-        kind = store.KINDS[name]
-        if kind.binds and not engine.local:
-            what = f"the image {name} needs this host's files, and the engine is elsewhere"
-            raise LabError(what, hint="--image full")
-        return store.ensure(engine.client, kind), kind.binds
-    try:
-        engine.client.images.get(name)
-    except ImageNotFound as error:
-        raise LabError(
-            f"the engine has no image {name}",
-            hint=f"`docker pull` or `testbed images import` it, or --image {' or '.join(store.KINDS)}, made here",
-        ) from error
-    except DockerException as error:
-        raise LabError(f"the engine cannot say whether it has the image {name}: {error}") from error
-    return name, ()
 
 
 def _holder(engine: Engine) -> state.Holder:
@@ -276,11 +317,10 @@ def _nobody_elses(engine: Engine, spec: LabSpec) -> None:
         )
 
 
-def write_files(spec: LabSpec, tag: str, binds: tuple[str, ...]) -> None:
+def write_files(spec: LabSpec, images: Images) -> None:
     """Put what containerlab reads into the lab's folder."""
     place = folder_of(spec.id)
     remains.remove_files(spec.id)
-    images = Images(frr=tag, node=tag, binds=binds)
     for name, text in render_lab(spec, images).items():
         path = place / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -311,15 +351,14 @@ def _plan(spec: LabSpec, name: str) -> dict[str, Any]:
     return plan | {"files": files, "sysctls": ipv6 | plan["sysctls"], "daemons": []}
 
 
-def _wire(lab: ClabLab) -> None:
-    """Give every machine its addresses, settings and files, and compare what came out with the model."""
-    names = [node.name for node in lab.spec.nodes]
+def _wire(lab: ClabLab, names: Sequence[str]) -> None:
+    """Give machines their addresses, settings and files, and compare what came out with the model."""
     if lab.engine.local:
-        facts = _wire_by_pids(lab, {name: {"pid": lab.node(name).pid, "plan": _plan(lab.spec, name)} for name in names})
+        facts = _wire_by_pids(lab, {name: lab.machine(name) for name in names})
     else:
         answers = each(lambda name: restart.wire_node(lab.node(name), _plan(lab.spec, name)), names)
         facts = dict(zip(names, answers, strict=True))
-    faults = wiring_faults(lab.spec, facts)
+    faults = wiring_faults(lab.spec, facts, names)
     if faults:
         raise LabError("the lab is not wired as described:\n  " + "\n  ".join(faults), where=lab.spec.id)
 

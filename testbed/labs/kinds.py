@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 AnyLab: TypeAlias = "NetnsLab | ClabLab"
 
 
-def bring_up(kind: str, spec: LabSpec, *, progress: Progress | None = None, image: str = "") -> AnyLab:
-    """Make a lab of that kind and check its wiring; see each kind's own. `image` is for machines that have one."""
+def bring_up(
+    kind: str, spec: LabSpec, *, progress: Progress | None = None, image: str = "", image_prefix: str = ""
+) -> AnyLab:
+    """Make a lab of that kind and check its wiring; see each kind's own. Images are of machines that have one."""
     if kind == "clab":
         from testbed.labs import clab
 
-        return clab.bring_up(spec, progress=progress, image=image)
+        return clab.bring_up(spec, progress=progress, image=image, image_prefix=image_prefix)
     return netns.bring_up(spec, progress=progress)
 
 

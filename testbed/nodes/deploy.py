@@ -213,7 +213,7 @@ def bring_up(options: RunOptions, progress: Progress | None = None) -> Cluster:
     progress = progress or Quiet()
     spec, flannel = describe_lab(options)
     cni_folder()
-    lab = kinds.bring_up(options.lab, spec, progress=progress, image=options.image)
+    lab = kinds.bring_up(options.lab, spec, progress=progress, image=options.image, image_prefix=options.image_prefix)
     try:
         lab.settle(lab.nodes)
         cluster = Cluster(lab, flannel, options)
@@ -274,8 +274,10 @@ def start_outside(cluster: Cluster) -> None:
     """Start the server on the host beyond the fabric."""
     outside = cluster.lab.node(cluster.lab.spec.outside.name)
     outside.write(podlib.SERVER, podlib.server_program())
+    log = "/var/log/outside.log"
+    before = len(podlib.logged(outside, log))  # it may have started anew
     outside.start(podlib.server_argv("outside", outside.name, str(outside.spec.ip)), name="outside")
-    podlib.wait_listening(outside, "/var/log/outside.log", "the outside host")
+    podlib.wait_listening(outside, log, "the outside host", before)
 
 
 def remember(cluster: Cluster) -> None:

@@ -95,14 +95,19 @@ def server_argv(pod: str, node: str, address: str) -> list[str]:
     return [interpreter(), "-I", "-S", SERVER, pod, node, address]
 
 
-def wait_listening(node: Node, log: str, argv_name: str) -> None:
-    """Wait until a server has said that it listens. Raises LabError."""
+def logged(node: Node, log: str, since: int = 0) -> bytes:
+    """What a log says behind so many bytes."""
+    try:
+        return node.read(log)[since:]
+    except FileNotFoundError:
+        return b""
+
+
+def wait_listening(node: Node, log: str, argv_name: str, since: int = 0) -> None:
+    """Wait until a server has said that it listens, behind what an earlier one said. Raises LabError."""
 
     def said() -> bytes:
-        try:
-            return node.read(log)
-        except FileNotFoundError:
-            return b""
+        return logged(node, log, since)
 
     if not Deadline(LISTEN_SECONDS).poll(lambda: b"listening\n" in said(), every=0.02):
         text = said().decode(errors="replace").strip()[-500:]
@@ -130,8 +135,10 @@ def make_pod(
     mac = next(i["mac"] for i in result["interfaces"] if i.get("sandbox") and i["name"] == attachment.ifname)
     pod = Pod(node, name, address, mac, attachment, result, address6)
     server = ["nsenter", f"--net={netns}", "--", *server_argv(name, node.name, str(address or address6))]
+    log = f"/var/log/pod-{name}.log"
+    before = len(logged(node, log))  # one of that name may have been there before
     node.start(server, name=f"pod-{name}")
-    wait_listening(node, f"/var/log/pod-{name}.log", pod.name)
+    wait_listening(node, log, pod.name, before)
     return pod
 
 
