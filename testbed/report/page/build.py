@@ -101,8 +101,9 @@ def view(document: Mapping[str, Any]) -> dict[str, Any]:
     open_some(checks, places)
     for check in [check for check in checks if check["loud"]][MOST_TOLD:]:
         check["drawing"] = ""
-        check["packets_left_out"] += len(check["packets"][FEW_PACKETS:])
-        del check["packets"][FEW_PACKETS:]
+        leave_out(check, FEW_PACKETS)
+    for check in [check for check in checks if not check["loud"]]:
+        leave_out(check, SOME_PACKETS)
     counts = {verdict: sum(check["verdict"] == verdict for check in checks) for verdict in ORDER}
     leaks = sum(bool(check["leaked"]) for check in checks)
     style, style_hash = _asset("page.css")
@@ -317,11 +318,24 @@ def link(path: object) -> str:
 
 # --- over all checks
 
-MOST_TOLD, FEW_PACKETS = 40, 3
-"""Checks that failed and are told in full; of further ones nobody looks at drawings, and at few packets."""
+MOST_TOLD, FEW_PACKETS, SOME_PACKETS = 20, 3, 5
+"""Checks that failed and are told in full, the packets of further ones, and those of checks that held."""
 
 MOST_OPEN = 5
 """Failed checks that are open from the beginning: one for each place where packets are lost, and some without one."""
+
+
+def leave_out(check: dict[str, Any], most: int) -> None:
+    """Keep so many of a check's packets on the page, of every sort and place one before there are two of any."""
+    packets, known = check["packets"], set()
+    ranked = []
+    for number, packet in enumerate(packets):
+        sort = (packet["at"], packet["summary"])
+        ranked.append((sort in known, number))
+        known.add(sort)
+    kept = {number for _, number in sorted(ranked)[:most]}
+    check["packets"] = [packet for number, packet in enumerate(packets) if number in kept]
+    check["packets_left_out"] += len(packets) - len(kept)
 
 
 def open_some(checks: Sequence[dict[str, Any]], places: Sequence[Mapping[str, Any]]) -> None:

@@ -48,7 +48,7 @@ class Lost:
         if self.after is None:
             return f"No {what} were seen on any interface of the way."
         if self.before is None:
-            return f"All {what} came through to {self.after.at}; none was answered."
+            return f"All requests came through to {self.after.at}; none was answered."
         inside = ", inside the tunnel's packets" if self.after.tunnelled else ""
         share = "none" if not self.went else f"only {self.went}"
         return f"{self.came} {what} were last seen on {self.after.at}{inside}; {share} came to {self.before.at}."
