@@ -33,7 +33,7 @@ def commands(kind: str, page: Path) -> list[str]:
 RUNS = [(page.name, command) for page in PAGES for command in commands("./run", page)]
 BY_HAND = commands("testbed", CHECKOUT / "README.md")
 NO_ENGINE = os.getuid() != 0 or shutil.which("dockerd") is None
-LAB_COMMANDS = {"up", "status", "exec", "capture", "shell", "graph", "down"}
+LAB_COMMANDS = {"up", "status", "exec", "capture", "shell", "trace", "graph", "down"}
 
 
 def test_there_is_something_to_test() -> None:
