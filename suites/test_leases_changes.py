@@ -12,7 +12,7 @@ from testbed.errors import LabError
 from testbed.fixtures import Facts
 from testbed.fixtures6 import Facts6
 from testbed.nodes.deploy import Cluster
-from testbed.nodes.madeuppeer import MadeUpPeer, made_up_peer
+from testbed.nodes.madeuppeer import MadeUpPeer, made_up_peer, sweep_entries
 from testbed.probes.wireguard import read_wireguard
 
 
@@ -75,6 +75,7 @@ def test_a_peer_s_change_is_followed(cluster: Cluster, facts: Facts) -> None:
             facts.forget()
             facts.eventually(look)
     facts.eventually(lambda: nothing_left(cluster, facts, peer))
+    sweep_entries(cluster)
 
 
 def nothing_left(cluster: Cluster, facts: Facts, peer: MadeUpPeer) -> None:
@@ -109,3 +110,4 @@ def test_a_change_of_one_family_alone_is_followed(cluster: Cluster, facts: Facts
             facts6.eventually(look)
     facts.forget()
     facts.eventually(lambda: nothing_left(cluster, facts, peer))
+    sweep_entries(cluster)

@@ -9,6 +9,7 @@ from testbed.fixtures import Facts
 from testbed.nodes.cni import CniError
 from testbed.nodes.deploy import Cluster
 from testbed.nodes.madeup import etcd_of
+from testbed.nodes.pods import Pod
 from testbed.nodes.rejoin import other_subnet
 from testbed.nodes.scratch import discard
 from testbed.probes.flows import http_get
@@ -25,19 +26,27 @@ def test_bridge_s_address_follows_the_pod_cidr(cluster: Cluster, facts: Facts) -
     node, bridge = cluster.members[-1], cluster.flannel.bridge
     try:
         with other_subnet(cluster, etcd, node) as cidr:
-            try:
-                pod = cluster.add_pod(node.name, "scratch")
-            except CniError as refused:
-                wanted = f'"{bridge}" already has an IP address different from {cidr[1]}/{cidr.prefixlen}'
-                assert wanted in str(refused), f"{node.name}'s pods are refused by: {refused}"
+            own = f"{cidr[1]}/{cidr.prefixlen}"
+            pod, refused = tried(cluster, node.name)
+            if pod is None:
+                wanted = f'"{bridge}" already has an IP address different from {own}'
+                assert wanted in refused, f"{node.name}'s pods are refused by: {refused}"
             else:
                 facts.forget()
                 has = [str(address) for address in facts.link(node.name, bridge).addresses]
-                assert has == [f"{cidr[1]}/{cidr.prefixlen}"], f"{node.name}: {bridge} has {has}, its subnet is {cidr}"
+                assert has == [own], f"{node.name}: {bridge} has {has}, its subnet is {cidr}"
                 discard(cluster, pod)
     finally:
         facts.forget()
     facts.eventually(lambda: reached_again(cluster, node.name), seconds=BACK_SECONDS)
+
+
+def tried(cluster: Cluster, node: str) -> tuple[Pod | None, str]:
+    """A pod, or why there is none."""
+    try:
+        return cluster.add_pod(node, "scratch"), ""
+    except CniError as error:
+        return None, str(error)
 
 
 def reached_again(cluster: Cluster, name: str) -> None:

@@ -77,7 +77,9 @@ class Alone:
 
     def wait_ready(self) -> None:
         """Wait until it says that it is ready. Raises ProductError with its log."""
-        if Deadline(READY_SECONDS).poll(lambda: self.status("/readyz") == 200 or None) is None:
+        deadline = Deadline(READY_SECONDS)
+        written = deadline.poll(self.subnet_env)  # which costs less to look for
+        if not written or deadline.poll(lambda: self.status("/readyz") == 200 or None) is None:
             raise ProductError(
                 f"flanneld is not ready within {READY_SECONDS:.0f} s\n{self.log()}", where=self.node.name
             )
@@ -167,10 +169,10 @@ def flanneld_alone(cluster: Cluster) -> Iterator[Alone | None]:
         yield alone
     finally:
         alone.stop()
-        alone.clear()
         node.run(["ip", "netns", "delete", NAME])
         node.run(["ip", "link", "delete", f"{NAME}0"], check=False)
         node.run(["rm", "-f", f"/var/log/{NAME}.log"])
+        alone.clear()
 
 
 _OUTSIDE = f"""link add {NAME}0 type veth peer name eth0 netns {NAME}

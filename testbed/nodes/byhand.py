@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from testbed.deadline import Deadline
 from testbed.labs.base import Node
+from testbed.nodes.madeuppeer import sweep_entries
 from testbed.nodes.otherwise import restart_flanneld
 from testbed.probes.iproute import read_state
 
@@ -42,6 +43,7 @@ def without_flanneld(cluster: Cluster, facts: Facts, nodes: tuple[Node, Node]) -
             restart_flanneld(cluster, node.name)
         facts.forget()
         _wait(cluster, facts, nodes)
+        sweep_entries(cluster)
 
 
 def _mac(cluster: Cluster, facts: Facts, node: Node) -> str:

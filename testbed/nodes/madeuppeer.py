@@ -15,6 +15,7 @@ from testbed.nodes.etcd import PREFIX
 from testbed.nodes.kubernetes import PREFIX as ANNOTATIONS
 from testbed.nodes.kubernetes import Call
 from testbed.nodes.madeup import etcd_of, free_subnets, key_of
+from testbed.probes.iproute import read_state
 
 if TYPE_CHECKING:
     from testbed.nodes.deploy import Cluster
@@ -90,3 +91,17 @@ def _in_kubernetes(cluster: Cluster) -> Iterator[MadeUpPeer]:
         yield MadeUpPeer(cluster, first, next((one for one in networks if isinstance(one, IPv6Network)), None))
     finally:
         api.try_delete(NAME)
+
+
+def sweep_entries(cluster: Cluster) -> None:
+    """Remove forwarding entries for tunnels that no member has: some flannelds leave what a peer was known by."""
+    device = cluster.flannel.tunnel_device
+    if cluster.flannel.backend.type != "vxlan" or device is None:
+        return
+    states = {node.name: read_state(node) for node in cluster.members}
+    alive = {link.mac for state in states.values() if (link := state.link(device)) is not None}
+    for node in cluster.members:
+        for entry in states[node.name].fdb:
+            if entry.dev == device and entry.dst is not None and entry.mac not in alive:
+                argv = ["bridge", "fdb", "delete", entry.mac, "dev", device, "dst", str(entry.dst)]
+                node.run(argv, check=False)  # somebody may have seen to it meanwhile
