@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from testbed.trace import reasons
 from testbed.trace.copies import Sorted
@@ -69,6 +70,8 @@ def find(
     elif direction == "answer" and last is not None and last.place == trace.source and trace.answer:
         return None
     step = next_step(loss)
+    if (by_default := _took_default(loss)) is not None:
+        return by_default
     if loss.refused:
         step = Step(step.machine, step.place, step.interface, step.way, (reasons.dropped, reasons.nobody_listens))
     loss = loss.expecting(step.machine, step.place, step.interface)
@@ -76,6 +79,23 @@ def find(
     cause = next((cause for reason in every if (cause := reason(loss)) is not None), None)
     cause = cause or Cause("unknown", "nothing that is looked at explains it", loss.hints(), certain=False)
     return Missing(loss.direction, loss.last, step.machine, step.place, step.interface, step.way, cause)
+
+
+def _took_default(loss: Loss) -> Missing | None:
+    """A packet for a pod elsewhere that left its node by the default route: the pod's own route is what is missing."""
+    trace, layout = loss.trace, loss.layout
+    source, target = (trace.source, trace.target) if loss.direction == "request" else (trace.target, trace.source)
+    node, hops = layout.node_of(source).name, trace.request if loss.direction == "request" else trace.answer
+    if target not in layout.pods or layout.pods[target].node == node or loss.last is None or loss.last.machine == node:
+        return None
+    for before, hop in pairwise(hops):
+        plain = hop.machine == node and hop.kind == "underlay" and hop.outer is None and hop.matched == "nonce"
+        if plain and hop.route and hop.route["text"].startswith("default "):
+            device = (layout.tunnels or (hop.interface,))[0]
+            text = f"{node} has no route to {target}'s subnet, and sends the packet by the default route"
+            cause = Cause("no_route", text, (hop.route["text"],))
+            return Missing(loss.direction, before, node, node, device, "out", cause)
+    return None
 
 
 def next_step(loss: Loss) -> Step:

@@ -110,6 +110,21 @@ FAULTS = (
         "worker1:?", "no_route", r"worker1 has no route to {target}",
     ),
     Fault(
+        "no-route-but-the-default", "worker1",
+        ("ip route del {cidr}",),
+        ("ip route replace {cidr} via {base} dev flannel.1 onlink",),
+        "worker1:flannel.1", "no_route", r"by the default route",
+    ),
+    Fault(
+        "nexthop-dead", "worker1",
+        ("ip link add dead0 type veth peer name dead1", "ip link set dead0 up",
+         "ip address add 198.51.100.1/24 dev dead0", "sysctl -w net.ipv4.conf.dead0.ignore_routes_with_linkdown=1",
+         "ip route replace {cidr} via 198.51.100.2 dev dead0", "ip route del default"),
+        ("ip route replace default via {router} dev eth0", "ip route replace {cidr} via {base} dev flannel.1 onlink",
+         "ip link del dead0"),
+        "worker1:dead0", "nexthop_dead", r"dead",
+    ),
+    Fault(
         "blackhole", "worker1",
         ("ip route replace blackhole {cidr}",),
         ("ip route replace {cidr} via {base} dev flannel.1 onlink",),
