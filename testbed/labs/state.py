@@ -76,10 +76,19 @@ class Holder:
         """Look at a live process. Raises ProcessLookupError or PermissionError."""
         try:
             stat = Path(f"/proc/{pid}/stat").read_text()
-            namespace = Path(f"/proc/{pid}/ns/pid_for_children").stat().st_ino
+            namespace = cls._namespace(pid)
         except FileNotFoundError as error:
             raise ProcessLookupError(pid) from error
         return cls(pid, int(stat.rpartition(")")[2].split()[19]), namespace)
+
+    @staticmethod
+    def _namespace(pid: int) -> int:
+        try:
+            return Path(f"/proc/{pid}/ns/pid_for_children").stat().st_ino
+        except PermissionError:
+            if pid != 1:  # the machine's own, which is nobody's to look into, is the same for as long as the machine is
+                raise
+            return 0
 
     @property
     def alive(self) -> bool:

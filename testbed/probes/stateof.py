@@ -18,7 +18,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
@@ -41,6 +41,8 @@ SYSCTLS = ("fib_multipath_hash_policy", "icmp_echo_ignore_all", "ip_default_ttl"
 ROUTE_TYPES = {1: "", 2: "local ", 6: "blackhole ", 7: "unreachable ", 8: "prohibit ", 9: "throw "}
 
 VXLAN = {1: "id", 4: "local", 5: "ttl", 6: "tos", 7: "learning", 8: "ageing", 15: "port", 18: "udpcsum", 29: "df"}
+LOWER = {"vxlan": 3, "ipip": 1}
+"""The attribute with the number of the device that a tunnel's packets leave by."""
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -82,11 +84,16 @@ def mac(value: bytes) -> str:
     return ":".join(f"{byte:02x}" for byte in value)
 
 
-def told_of(kind: str, data: bytes) -> list[str]:
-    """A device's own attributes, those of vxlan by their names."""
+def told_of(kind: str, data: bytes, name_of: Callable[[int], str]) -> list[str]:
+    """A device's own attributes, those of vxlan by their names.
+
+    What it stands on is told by name: that has another number once a container has started anew.
+    """
     words = []
     for key, value in attributes(data, 0, len(data)):
-        if kind == "vxlan" and key in VXLAN:
+        if key == LOWER.get(kind):
+            words.append(f"link {name_of(number(value)) if any(value) else '-'}")
+        elif kind == "vxlan" and key in VXLAN:
             name = VXLAN[key]
             order: Any = "big" if name == "port" else sys.byteorder
             words.append(f"{name} {address(value) if name == 'local' else int.from_bytes(value, order)}")
@@ -209,7 +216,9 @@ class Space:
             data = info.get(2, b"")
             kept = dict(attributes(data, 0, len(data))) if kind == "bridge" else {}
             details = (
-                [kept[key].hex() for key in BRIDGE_KEPT if key in kept] if kind == "bridge" else told_of(kind, data)
+                [kept[key].hex() for key in BRIDGE_KEPT if key in kept]
+                if kind == "bridge"
+                else told_of(kind, data, self.name)
             )
             port = (
                 dict(attributes(info.get(5, b""), 0, len(info.get(5, b""))))

@@ -123,6 +123,28 @@ def test_what_comes_and_goes_by_itself_is_no_state(lab: NetnsLab, watch: StateWa
     assert differences(before, watch.read()) == []
 
 
+def test_what_a_tunnel_leaves_by_is_told_by_name(lab: NetnsLab, watch: StateWatch) -> None:
+    """It has another number once a container has started anew."""
+    node = first(lab)
+    lower = ("ip link add under type bridge", "ip link add other type bridge")
+    tunnel = "ip link add over address 02:00:00:00:00:0a type vxlan id 9 dstport 8473 dev"
+
+    def make(*commands: str) -> None:
+        for command in commands:
+            node.run(command.split())
+
+    make(*lower, f"{tunnel} under")
+    try:
+        before = watch.read()
+        make("ip link del over", "ip link del under", lower[0], f"{tunnel} under")
+        assert differences(before, watch.settled(before, 5.0)) == []
+        make("ip link del over", f"{tunnel} other")
+        changed = differences(before, watch.read())
+        assert any(re.search(r"\+ link over vxlan .*link other", line) for line in changed), changed
+    finally:
+        make(*(f"ip link del {name}" for name in ("over", "under", "other")))
+
+
 def test_a_machine_that_is_stopped_costs_a_look_and_no_more(lab: NetnsLab, watch: StateWatch) -> None:
     before = watch.read()
     machine = next(iter(watch._machines.values()))
