@@ -181,7 +181,6 @@ def test_direct_routing_is_a_switch_of_any_spelling(cluster: Cluster, alone: Alo
     cases: list[tuple[dict[str, bool], bool]] = [
         ({}, False),
         ({"DirectRouting": True}, True),
-        ({"DirectRouting": False}, False),
         ({"Directrouting": True}, True),
     ]
     for keys, direct in cases:
