@@ -201,6 +201,10 @@ class Kubernetes:
         items = self.ask(Call("GET", "/api/v1/nodes"))[0]["items"]
         return {item["metadata"]["name"]: item for item in items}
 
+    def serves(self) -> bool:
+        """Whether the API answers, and is ready."""
+        return self._ask([Call("GET", "/readyz")], 1.0)[0][0] == 200
+
     def try_delete(self, name: str) -> bool:
         """Delete a node, where the API serves; whether it did."""
         return self._ask([Call("DELETE", f"/api/v1/nodes/{name}")])[0][0] == 200

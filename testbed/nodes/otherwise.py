@@ -88,10 +88,15 @@ def restart_flanneld(
         cluster.start_flanneld(node)
     else:
         start()
+    await_ready(cluster, node)
+
+
+def await_ready(cluster: Cluster, node: str) -> None:
+    """Wait until a node's flanneld that was just started says that it is ready. Raises ProductError."""
+    machine, port = cluster.lab.node(node), cluster.flannel.healthz_port
     if port and not Deadline(READY_SECONDS).poll(lambda: http_status(machine, port, "/readyz") == 200):
-        raise ProductError(
-            f"flanneld is not ready within {READY_SECONDS:.0f} s\n{cluster.flanneld_log(node)}", where=node
-        )
+        log = cluster.flanneld_log(node)
+        raise ProductError(f"flanneld is not ready within {READY_SECONDS:.0f} s\n{log}", where=node)
     cluster.wait_ready([node])
 
 
