@@ -129,7 +129,7 @@ def test_a_peer_can_be_resolved_before_it_can_be_reached(alone: Alone, cluster: 
     assert routes, f"not every peer has a route:\n{story}"
     device = flannel.backend.tunnel_device({"Backend": {"VNI": 1}}) if flannel.backend.tunnels else None
     for subnet, peer in peers.items():
-        wanted = [rf"\[LINK\].* {device}: <", rf"\[ADDR\].* {device} +inet "] if device else []
+        wanted = [rf"\[LINK\].* {device}(@\w+)?: <", rf"\[ADDR\].* {device} +inet "] if device else []
         if flannel.vni and not flannel.direct:
             entry = f"dev {device} lladdr {peer['BackendData']['VtepMAC']}"
             wanted += [rf"\[NEIGH\]{address} {entry}" for address in (subnet[0], peer["PublicIP"])]
