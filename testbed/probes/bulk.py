@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -230,7 +230,8 @@ def linked(source: Place, target: Place, address: Target, port: int = BULK_PORTS
             process.wait(timeout=5)
             for stream in (process.stdin, process.stdout, process.stderr):
                 if stream is not None:
-                    stream.close()
+                    with suppress(BrokenPipeError):  # an order that nobody has taken
+                        stream.close()
 
 
 def quantile(values: list[float], share: float) -> float:

@@ -257,7 +257,7 @@ class Captures:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Nothing is captured inside, for what is measured there; windows have to be opened behind it."""
+        """Every tcpdump rests inside, so that it takes nothing from what is measured; it catches up, or drops, behind it."""
         self._tell(b"p")
         try:
             yield
