@@ -10,7 +10,7 @@ import pytest
 from testbed.errors import InputError, LabError
 from testbed.guest import runs
 from testbed.mutants import __main__ as main
-from testbed.mutants import fingerprint, proven
+from testbed.mutants import proven
 from testbed.mutants.driver import Proof, Seen, judge
 from testbed.mutants.mutations import Mutation, load_mutations
 
@@ -147,16 +147,6 @@ def test_a_refuted_proof_is_taken_away(tmp_path: Path) -> None:
         proven.read_proven(path)
 
 
-def test_what_differs_is_named_with_its_place() -> None:
-    before = {"worker1": ("link a", "link b")}
-    assert fingerprint.differences(before, {"worker1": ("link a", "link c")}) == [
-        "worker1: - link b",
-        "worker1: + link c",
-    ]
-    assert fingerprint.differences(before, {"worker1": ("link b", "link a")}) == ["worker1: the order is another one"]
-    assert fingerprint.digest(before) != fingerprint.digest({"worker1": ("link b", "link a")})
-
-
 def test_options_that_are_given_several_times_stand_one_by_one() -> None:
     one = mutation(run={"net-conf": ["EnableIPv6=true", "IPv6Network=fd00::/48"], "store": "etcd"})
     assert one.options == (("net-conf", "EnableIPv6=true"), ("net-conf", "IPv6Network=fd00::/48"), ("store", "etcd"))
@@ -175,3 +165,21 @@ def test_a_lab_that_this_kernel_cannot_have_is_brought_up_in_a_guest(monkeypatch
     found = main.prove(("ipip", one.options, ""), [one], name="x", full=False, kernel="auto", file=None)
     assert [proof.mutation for proof in found] == ["one"]
     assert asked == [("ipip", ["one"], ["--rules", "nftables"])]
+
+
+def test_each_mutation_has_a_lab_with_what_its_row_needs() -> None:
+    plain = mutation(row="V6-12", do=["ip link show"], backends=[])
+    given = mutation(row="V6-12", do=["ip link show"], run={"net-conf": "EnableIPv6=true"})
+    slow = mutation(id="slow", row="ECMP-05", do=["ip link show"])
+    assert main.runs_of([plain], ["vxlan_direct", "host_gw"], every=True) == {}
+    (both,) = main.runs_of([given], ["vxlan_direct"], every=True)
+    assert both == ("vxlan_direct", (("net-conf", "EnableIPv6=true"),), "")
+    assert list(main.runs_of([mutation(), slow], [], every=False)) == [("vxlan", (), ""), ("vxlan", (), "netem")]
+
+
+def test_a_row_that_takes_what_this_kernel_lacks_goes_to_a_guest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "lacking", lambda run, features=(): tuple(set(features) & {"netem"}))
+    monkeypatch.setattr(main, "prove_in_guest", lambda backend, ids, *_, **__: [Proof(ids[0], "ECMP-05", backend)])
+    one = mutation(row="ECMP-05", do=["ip link show"])
+    (found,) = main.prove(("vxlan", (), "netem"), [one], name="x", full=False, kernel="auto", file=None)
+    assert (found.backend, found.stands) == ("vxlan", True)
