@@ -140,3 +140,7 @@ def rules_put_back(place: Place, flavour: str) -> Iterator[None]:
         yield
     finally:
         place.run([f"{program}-restore"], stdin=saved)
+        known = {line[1:] for line in saved.splitlines() if line.startswith("*")}
+        for table in sorted(read_tables(place, program).keys() - known):  # in no use then
+            for what in ("-F", "-X"):
+                place.run([program, "-t", table, what])
