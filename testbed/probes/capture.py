@@ -257,7 +257,7 @@ class Captures:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Every tcpdump rests inside, so that it takes nothing from what is measured; it catches up, or drops, behind it."""
+        """Every tcpdump rests inside, and takes nothing from what is measured; behind it they catch up, or drop."""
         self._tell(b"p")
         try:
             yield
