@@ -19,7 +19,7 @@ from testbed.report.parts import CHECKS
 from testbed.report.record import Outcome, Verdict
 from testbed.report.write import safe_name, save_artefacts
 from testbed.runstate import Run
-from testbed.statewatch import State, StateWatch, differences, with_tunnels_named
+from testbed.statewatch import State, StateWatch, differences, tunnel_devices, with_tunnels_named
 
 if TYPE_CHECKING:
     from _pytest.fixtures import FixtureDef, SubRequest
@@ -143,8 +143,7 @@ class Aftermath:
     def _but_for_macs(self, state: State) -> State:
         """What a disruptive check has to leave as it was: a tunnel's device may be another one behind it."""
         assert self.run.cluster is not None  # it is what is looked at
-        flannel = self.run.cluster.flannel
-        return with_tunnels_named(state, [name for name in (flannel.tunnel_device, flannel.tunnel_device6) if name])
+        return with_tunnels_named(state, tunnel_devices(self.run.cluster.flannel))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(

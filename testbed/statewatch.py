@@ -22,6 +22,7 @@ from testbed.deadline import Deadline
 from testbed.labs import interpreter
 
 if TYPE_CHECKING:
+    from testbed.flannelspec import FlannelSpec
     from testbed.labs.base import Process
     from testbed.nodes.deploy import Cluster
 
@@ -65,6 +66,11 @@ def differences(before: State, after: State) -> list[str]:
     if len(lines) > MOST_LINES:
         lines[MOST_LINES:] = [f"and {len(lines) - MOST_LINES} more"]
     return lines
+
+
+def tunnel_devices(flannel: FlannelSpec) -> list[str]:
+    """The names of a configuration's tunnel devices."""
+    return [name for name in (flannel.tunnel_device, flannel.tunnel_device6) if name]
 
 
 def with_tunnels_named(state: State, devices: Collection[str]) -> State:

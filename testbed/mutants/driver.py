@@ -14,14 +14,13 @@ from _pytest.runner import runtestprotocol
 
 from testbed.collecting import is_disruptive, row_of, skip_reason
 from testbed.data import folder
-from testbed.deadline import Deadline
 from testbed.errors import TestbedError
 from testbed.fixtures import Facts
-from testbed.mutants import fingerprint
 from testbed.mutants.making import made
 from testbed.mutants.mutations import Mutation
 from testbed.report.record import Verdict
 from testbed.runstate import RUN
+from testbed.statewatch import State, StateWatch, differences, tunnel_devices, with_tunnels_named
 
 if TYPE_CHECKING:
     from testbed.nodes.deploy import Cluster
@@ -76,6 +75,7 @@ class Driver:
     tell: Callable[[Proof], None]
     proofs: list[Proof] = field(default_factory=list)
     _sources: dict[str, str] = field(default_factory=dict)
+    _watch: StateWatch | None = None
 
     @pytest.fixture(autouse=True)
     def facts_are_fresh(self, facts: Facts) -> None:
@@ -120,6 +120,8 @@ class Driver:
             self.tell(proof)
             if proof.outcome == "not whole":
                 break  # what comes next would be judged in a lab that is not as it should be
+        if self._watch is not None:
+            self._watch.close()
         return True
 
     def _prove(
@@ -129,29 +131,32 @@ class Driver:
         left_out = (mutation.row, *ACT_ON_FLANNELD)
         standing = [item for item in items if self.full and not is_disruptive(item)]
         others = [item for item in standing if row_of(item).id not in left_out]
+        watch, devices = self._watching(cluster), tunnel_devices(cluster.flannel)
+        before = watch.read()
         try:
-            before = fingerprint.take(cluster)
             with made(mutation, cluster):
                 seen = self._run(session, mine + others)
             judge(mutation, seen, proof)
         except TestbedError as error:
             proof.outcome, proof.said = "broken", str(error)
-        after: fingerprint.Fingerprint = {}
 
-        def whole() -> bool:
-            nonlocal after
-            after = fingerprint.take(cluster)
-            return fingerprint.digest(after) == fingerprint.digest(before)
+        def seen_as(state: State) -> State:
+            return with_tunnels_named(state, devices)
 
+        after = seen_as(watch.settled(before, WHOLE_SECONDS, seen_as))
         try:
-            same = Deadline(WHOLE_SECONDS).poll(whole, every=0.3)
             again = [one for one in self._run(session, mine) if one.verdict not in (Verdict.HELD, Verdict.SKIPPED)]
         except TestbedError as error:
             proof.outcome, proof.said = "not whole", str(error)
             return
-        if not same or again:
-            lines = [f"{one.item}: {one.said}" for one in again] + fingerprint.differences(before, after)
+        if again or after != seen_as(before):
+            lines = [f"{one.item}: {one.said}" for one in again] + differences(seen_as(before), after)
             proof.outcome, proof.said = "not whole", "\n".join(lines[:20])
+
+    def _watching(self, cluster: Cluster) -> StateWatch:
+        if self._watch is None:
+            self._watch = StateWatch(cluster)
+        return self._watch
 
     def _run(self, session: pytest.Session, items: Sequence[pytest.Item]) -> list[Seen]:
         """Run checks; the lab and the captures stay, for what is said to come next is no check."""

@@ -175,7 +175,8 @@ def weave(found: Sorted, copies: list[Copy], layout: Layout, probe: Probe) -> No
         ]  # fmt: skip
         least = min((hop.length for hop in mine if hop.length >= first.length), default=0)
         hops += [hop for hop in mine if hop.length in (least, least - 14, least + 14)]
-        hops.sort(key=lambda hop: hop.at)
+        # Where a kernel shows on one device what it has decrypted there, both have one time.
+        hops.sort(key=lambda hop: (hop.at, hop.matched == "nonce"))
 
 
 def part(trace: Trace, layout: Layout, found: Sorted) -> None:
