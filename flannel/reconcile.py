@@ -10,21 +10,22 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Iterable, Iterator
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv6Network, ip_address
 
 from flannel import log
-from flannel.backends.base import NOTHING, Backend, BackendError, Facts, Ignored, Wants
+from flannel.backends.base import Backend, Facts
 from flannel.changes import Changes
-from flannel.holders import Ground, Holders, keys_of, span
-from flannel.interface import External, InterfaceError
+from flannel.claims import Claims
+from flannel.interface import External
 from flannel.kernel import rtnl
 from flannel.kernel.monitor import Change
 from flannel.kernel.netlink import Failure, Message, Netlink, NetlinkError
 from flannel.kernel.rtnl import Fdb, Link, Neigh, Route, SeenEntry, SeenRoute
 from flannel.known import KnownLeases
-from flannel.lease import Lease, Network
+from flannel.lease import Network
 from flannel.state import OffDevice, Recorded
 from flannel.stores.base import Event, Snapshot
+from flannel.surroundings import Surroundings
 
 #: Seconds for which a list that lost every peer removes nothing.
 GRACE = 300.0
@@ -72,23 +73,19 @@ class Reconciler:
         self._recorded = recorded
         self._blackhole = blackhole
         self._clock = clock
-        self._choose_again = choose_again
-        self._facts = Facts(external, None, {})
-        self._external_flags = -1
+        self._around = Surroundings(netlink, backend, external, choose_again)
         self._known = KnownLeases(own, grace, clock, self._leftovers)
-        self._applied: dict[Network, Wants] = {}
-        self._holders = Holders()
-        self._ground = Ground()
+        self._claims = Claims(backend, self._known, self._own_subnets, self._around.no_peers, dual=6 in self._networks)
         self._own_routes: tuple[Route, ...] = ()
         self._full_at = _NEVER
         self._retry_at = _NEVER
         self._retry_after = _RETRY_FIRST
         self._failing: dict[Network, str] = {}
-        self._complaint = ""
-        self._ignored: dict[Network, str] = {}
-        # Addresses that no peer can have, and why.
-        self._no_peers: dict[IPv4Address | IPv6Address, str] = {}
         self.compare_soon(0)
+
+    @property
+    def _facts(self) -> Facts:
+        return self._around.facts
 
     # -- what happened ---------------------------------------------------------------------------------------------
 
@@ -107,7 +104,7 @@ class Reconciler:
         if self._recorded.routes:
             return True
         if not self._facts.tunnels:
-            self._refresh_devices()  # the first list may come before the first comparison
+            self._around.refresh()  # the first list may come before the first comparison
         own = self._backend.own(self._facts)
         return bool(self._facts.tunnels) and any(
             self._backend.is_ours(seen, self._facts) and seen.route not in own
@@ -139,11 +136,11 @@ class Reconciler:
         if entry is None or all(seen.ifindex != tunnel.ifindex for tunnel in self._facts.tunnels):
             return
         if isinstance(entry, Neigh):
-            subnet = self._holders.of((entry.version, entry.ip))
-            wanted: tuple[Neigh | Fdb, ...] = self._applied.get(subnet, NOTHING).neighbours if subnet else ()
+            subnet = self._claims.holders.of((entry.version, entry.ip))
+            wanted: tuple[Neigh | Fdb, ...] = self._claims.had(subnet).neighbours
         else:
-            subnet = self._holders.of(entry.mac)
-            wanted = self._applied.get(subnet, NOTHING).fdb if subnet else ()
+            subnet = self._claims.holders.of(entry.mac)
+            wanted = self._claims.had(subnet).fdb
         if not subnet or not wanted:
             return
         if kind == rtnl.NEWNEIGH:
@@ -155,8 +152,8 @@ class Reconciler:
 
     def _notice_route(self, kind: int, seen: SeenRoute) -> None:
         route = seen.route
-        subnet = self._holders.of((route.version, route.dst))
-        for one in self._applied.get(subnet, NOTHING).routes if subnet else ():
+        subnet = self._claims.holders.of((route.version, route.dst))
+        for one in self._claims.had(subnet).routes:
             if subnet and one.key == route.key:
                 if (kind == rtnl.DELROUTE) == (route == one):
                     self._known.dirty.add(subnet)
@@ -178,8 +175,8 @@ class Reconciler:
                 self.compare_soon()
         elif link.name == external.name:
             flags = link.flags & (rtnl.IFF_UP | rtnl.IFF_LOWER_UP | rtnl.IFF_RUNNING)
-            if kind == rtnl.DELLINK or link.ifindex != external.ifindex or flags != self._external_flags:
-                self._external_flags = flags if kind == rtnl.NEWLINK else -1
+            if kind == rtnl.DELLINK or link.ifindex != external.ifindex or flags != self._around.external_flags:
+                self._around.external_flags = flags if kind == rtnl.NEWLINK else -1
                 self.compare_soon()
 
     def _notice_address(self, kind: int, address: rtnl.Address) -> None:
@@ -216,10 +213,10 @@ class Reconciler:
     def _compare_dirty(self) -> None:
         dirty, self._known.dirty = self._known.dirty, set()
         if self._backend.asks_routes:
-            self._ask_routes(dirty)
+            self._around.ask_routes(self._known.leases[one] for one in dirty if one in self._known.leases)
         changes = Changes()
         for subnet in dirty:
-            wanted, applied = self._wants(subnet), self._applied.get(subnet, NOTHING)
+            wanted, applied = self._claims.wants(subnet, self._facts), self._claims.had(subnet)
             for route in applied.routes:
                 if all(one.key != route.key for one in wanted.routes):
                     changes.remove_routes[route] = subnet
@@ -228,34 +225,30 @@ class Reconciler:
             changes.want(subnet, wanted)
             for neighbour in applied.neighbours:
                 replaced = any((one.version, one.ip) == (neighbour.version, neighbour.ip) for one in wanted.neighbours)
-                if not replaced and self._holders.alone((neighbour.version, neighbour.ip), subnet):
+                if not replaced and self._claims.holders.alone((neighbour.version, neighbour.ip), subnet):
                     changes.remove_entries[neighbour] = subnet
             for entry in applied.fdb:
                 replaced = any(one.mac == entry.mac for one in wanted.fdb)
-                if not replaced and self._holders.alone(entry.mac, subnet):
+                if not replaced and self._claims.holders.alone(entry.mac, subnet):
                     changes.remove_entries[entry] = subnet
-            self._note_applied(subnet, wanted)
-        self._backend.update(self._usable(), self._known.may_remove)
+            self._claims.note(subnet, wanted)
+        self._backend.update(self._claims.usable(), self._known.may_remove)
         self._apply(changes)
 
     def _compare_all(self) -> None:
         self._full_at = self._clock() + SLOW
         self._known.dirty.clear()
-        if not self._refresh_devices():
+        if not self._around.refresh():
             self._full_at = min(self._full_at, self._clock() + _RETRY_FIRST)
             return
         if self._backend.asks_routes:
             self._facts.direct.clear()
-            self._ask_routes(self._known.leases)
-        order = self._incumbents_first()
-        self._applied.clear()
-        self._holders.clear()
-        self._ground.clear()
+            self._around.ask_routes(self._known.leases.values())
         everything = Changes()
-        for subnet in order:
-            wanted = self._wants(subnet)
+        for subnet in self._claims.begin_anew():
+            wanted = self._claims.wants(subnet, self._facts)
             everything.want(subnet, wanted)
-            self._note_applied(subnet, wanted)
+            self._claims.note(subnet, wanted)
         own = self._backend.own(self._facts)
         if self._blackhole:
             own += tuple(
@@ -276,152 +269,8 @@ class Reconciler:
             log.error(f"cannot read the kernel's state: {error}")
             self._full_at = min(self._full_at, self._clock() + _RETRY_FIRST)
             return
-        self._backend.update(self._usable(), self._known.may_remove)
+        self._backend.update(self._claims.usable(), self._known.may_remove)
         self._apply(changes, tuple(self._failing))
-
-    def _refresh_devices(self) -> bool:
-        """Bring our device, and what we know of the external interface, up to date; False to be called again."""
-        external = self._facts.external
-        link = rtnl.get_link(self._netlink, name=external.name)
-        if link is None:
-            return self._cannot(f"the external interface {external.name} is gone; waiting for it")
-        self._external_flags = link.flags & (rtnl.IFF_UP | rtnl.IFF_LOWER_UP | rtnl.IFF_RUNNING)
-        external = external._replace(ifindex=link.ifindex)
-        try:
-            external = self._whereabouts(external)
-            tunnel = self._backend.device(self._netlink, external)
-            tunnel6 = self._backend.device6(self._netlink, external)
-        except (BackendError, NetlinkError, InterfaceError) as error:
-            return self._cannot(str(error))
-        for before in self._facts.tunnels:
-            if any(one and one.name == before.name and one.ifindex != before.ifindex for one in (tunnel, tunnel6)):
-                log.warning(f"{before.name} was gone; made it again")
-        self._facts = Facts(external, tunnel, self._facts.direct, tunnel6)
-        self._complaint = ""
-        return True
-
-    def _whereabouts(self, external: External) -> External:
-        """The external interface with the addresses that it has now. Raises InterfaceError where it has none."""
-        here = {}
-        self._no_peers.clear()
-        for ip in (external.address, external.address6):
-            if ip is not None:
-                there = rtnl.dump_addresses(self._netlink, external.ifindex, ip.version)
-                here[ip.version] = any(one.ip == int(ip) for one in there)
-                for one in there:
-                    self._no_peers.update(_nobodys(one, type(ip)))
-        if self._choose_again is None or all(here.values()):
-            return external
-        try:
-            again = self._choose_again()
-            if again.name != external.name:
-                raise InterfaceError(f"{external.name} has lost its address {_shown(external)}; waiting for another")
-        except InterfaceError:
-            if any(here.values()):
-                return external  # a link that goes down loses its addresses of IPv6 for a while
-            raise
-        if again[3:] != external[3:]:
-            log.warning(f"this node's address was {_shown(external)} and is {_shown(again)} now")
-        return again._replace(ifindex=external.ifindex, mtu=external.mtu)
-
-    def _cannot(self, what: str) -> bool:
-        if what != self._complaint:
-            log.error(what)
-        self._complaint = what
-        return False
-
-    def _ask_routes(self, subnets: Iterable[Network]) -> None:
-        """Ask the kernel which peers it reaches without a gateway."""
-        for subnet in subnets:
-            lease = self._known.leases.get(subnet)
-            if lease is None:
-                continue
-            self._ask_route(lease.attrs.public_ip)
-            if lease.attrs.public_ip6 is not None:
-                self._ask_route(lease.attrs.public_ip6)
-
-    def _ask_route(self, peer: IPv4Address | IPv6Address) -> None:
-        try:
-            route = rtnl.lookup_route(self._netlink, int(peer), peer.version).route
-        except NetlinkError:
-            route = None
-        if route is not None and route.kind == rtnl.UNICAST and not route.gateway and route.oif:
-            self._facts.direct[peer] = route.oif
-        else:
-            self._facts.direct.pop(peer, None)
-
-    def _wants(self, subnet: Network) -> Wants:
-        lease = self._known.leases.get(subnet)
-        if lease is None:
-            self._ignored.pop(subnet, None)
-            self._known.dirty |= self._ground.give_back(subnet)
-            return NOTHING
-        try:
-            ground = self._refuse(lease)
-            wanted = self._backend.wants(lease, self._facts)
-            self._refuse_taken(subnet, wanted)
-        except Exception as error:  # noqa: BLE001 - what nobody foresaw of one lease must not cost the others
-            reason = str(error) if isinstance(error, Ignored) else log.place_of(error)
-            text = f"ignoring the lease of {subnet} from {lease.attrs.public_ip}: {reason}"
-            if self._ignored.get(subnet) != text:
-                log.warning(text)
-            self._ignored[subnet] = text
-            self._known.dirty |= self._ground.give_back(subnet)
-            return NOTHING
-        self._ignored.pop(subnet, None)
-        self._known.dirty |= self._ground.take(subnet, ground)
-        return wanted
-
-    def _incumbents_first(self) -> list[Network]:
-        """The leases in the order in which they have a right to what two of them contest."""
-        held = {*self._holders.contested(), *self._ground.contested()}
-        if not held:
-            return list(self._known.leases)
-        return sorted(self._known.leases, key=lambda subnet: subnet not in held)
-
-    def _refuse(self, lease: Lease) -> tuple[Network, ...]:
-        """Refuse what no backend may use, whatever the store let through; return its subnets. Raises Ignored."""
-        for address in (lease.attrs.public_ip, lease.attrs.public_ip6):
-            if address in self._no_peers:
-                raise Ignored(f"its address {address} is {self._no_peers[address]}")
-        subnets: tuple[Network, ...] = (lease.subnet,)
-        if lease.subnet6 is not None and 6 in self._networks:
-            subnets += (lease.subnet6,)
-        for one in subnets:
-            for own in self._own_subnets:
-                if _overlap(one, own):
-                    raise Ignored(f"its subnet {one} overlaps this node's own, {own}")
-        for one in subnets:
-            others = self._ground.in_the_way(one, lease.subnet)
-            if others:
-                self._ground.wait_for(others, lease.subnet)
-                raise Ignored(f"its subnet {one} overlaps that of the lease of {others[-1]}, which another node has")
-        return subnets
-
-    def _refuse_taken(self, subnet: Network, wanted: Wants) -> None:
-        """Refuse what would lead another lease's packets elsewhere. Raises Ignored."""
-        for entry in wanted.fdb:
-            holder = self._holders.of(entry.mac)
-            # A node may have two subnets: then the entry is the same.
-            if holder not in (None, subnet) and entry not in self._applied.get(holder, NOTHING).fdb:
-                self._holders.wait_for(entry.mac, subnet)
-                raise Ignored(f"its MAC address {entry.mac.hex(':')} is that of {holder}'s node")
-
-    def _usable(self) -> dict[Network, Lease]:
-        leases, ignored = self._known.leases, self._ignored
-        return {subnet: lease for subnet, lease in leases.items() if subnet not in ignored} if ignored else leases
-
-    def _note_applied(self, subnet: Network, wanted: Wants) -> None:
-        before = self._applied.pop(subnet, NOTHING)
-        now = keys_of(subnet, wanted) if wanted != NOTHING else set()
-        if before != NOTHING:
-            for key in keys_of(subnet, before) - now:
-                self._known.dirty |= self._holders.give_back(key, subnet)
-        if not now:
-            return
-        self._applied[subnet] = wanted
-        for key in now:
-            self._holders.take(key, subnet)
 
     def _compare_routes(self, everything: Changes, changes: Changes, may_remove: bool) -> None:
         wanted = {route.key: route for route in everything.routes}
@@ -548,29 +397,6 @@ class Reconciler:
         self._failing[subnet] = text
         if subnet == self._own:
             self.compare_soon(_RETRY_FIRST)
-
-
-def _nobodys(
-    address: rtnl.Address, ip: type[IPv4Address] | type[IPv6Address]
-) -> dict[IPv4Address | IPv6Address, str]:  # fmt: skip
-    """Addresses that no peer can have because of one of ours, and why."""
-    found: dict[IPv4Address | IPv6Address, str] = {ip(address.ip): "this node's own"}
-    if address.version == 4 and address.length < 31:
-        rest = (1 << (32 - address.length)) - 1
-        found[ip(address.ip | rest)] = found[ip(address.ip & ~rest)] = "that of a whole network"
-    return found
-
-
-def _overlap(one: Network, other: Network) -> bool:
-    """As ipaddress says, but in numbers: there may be thousands of leases."""
-    if one.version != other.version:
-        return False
-    (first, last), (others_first, others_last) = span(one), span(other)
-    return first <= others_last and others_first <= last
-
-
-def _shown(external: External) -> str:
-    return " and ".join(str(ip) for ip in (external.address, external.address6) if ip is not None)
 
 
 def _shape(link: Link) -> tuple[object, ...]:
