@@ -122,8 +122,13 @@ class Aftermath:
         yield
         if self.watch is None or not self.watching or request.node.get_closest_marker("check") is None:
             return
-        with journal.paused():
-            lines = self._left_changed(self.watch, disruptive=collecting.is_disruptive(request.node))
+        lines: list[str] = []
+        try:
+            with journal.paused():
+                lines = self._left_changed(self.watch, disruptive=collecting.is_disruptive(request.node))
+        except Exception as error:  # noqa: BLE001 (a lab that has died is told by its checks)
+            self.watch = None
+            self._say(f"nobody looks any more at what checks leave behind: {type(error).__name__}: {error}")
         if lines:
             request.node.stash[LEAKED] = lines
 

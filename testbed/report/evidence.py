@@ -47,8 +47,8 @@ MOST_IN_FULL = 20
 WHAT = ("links", "addresses", "fdb", "neighbours", "routes", "rules", "conntrack", "sockets", "sysctls", "flanneld")
 """What is gathered of a node, as files are called: `worker1.routes.txt`."""
 
-MOST_BYTES, MOST_PCAP = 1 << 18, 1 << 20
-"""Of one file: of what a command printed, and of an interface's packets."""
+MOST_BYTES, MOST_PCAP, MOST_PCAPS = 1 << 18, 1 << 20, 8 << 20
+"""Bytes of what one command printed, of one interface's packets, and of the packets of all of them."""
 
 GATHER_SECONDS = 3.0
 """How long the commands on a node may take together."""
@@ -160,7 +160,7 @@ def keep_captures(
     if window is None:
         return
     began = time.monotonic()
-    pcaps = {name: cut_pcap(data) for name, data in window.pcaps().items()}
+    pcaps = cut_pcaps(window.pcaps())
     files = {names[name]: data for name, (data, _) in pcaps.items()}
     known = {names[name]: (name, cut) for name, (_, cut) in pcaps.items()}
     for path in save_artefacts(staging, item, files):
@@ -169,6 +169,17 @@ def keep_captures(
         node = name.partition(":")[0].partition("/")[0]
         evidence.files.append({"path": path, "node": node, "what": "pcap", "bytes": len(files[file]), "cut": cut})
     evidence.seconds += time.monotonic() - began
+
+
+def cut_pcaps(pcaps: Mapping[str, bytes], most: int = MOST_PCAPS) -> dict[str, tuple[bytes, int]]:
+    """The captures of a check, each cut where it is too long, and the longest so that all together are no longer."""
+    found: dict[str, tuple[bytes, int]] = {}
+    left = most
+    shortest_first = sorted(pcaps, key=lambda name: len(pcaps[name]))
+    for position, name in enumerate(shortest_first):
+        found[name] = cut_pcap(pcaps[name], min(MOST_PCAP, left // (len(pcaps) - position)))
+        left -= len(found[name][0])
+    return found
 
 
 def cut_pcap(data: bytes, limit: int = MOST_PCAP) -> tuple[bytes, int]:

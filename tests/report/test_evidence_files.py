@@ -35,6 +35,17 @@ def test_a_packet_longer_than_the_limit_leaves_an_empty_pcap() -> None:
     assert (list(PcapReader("x").feed(kept)), cut) == ([], 616)
 
 
+def test_all_captures_together_are_bounded_and_short_ones_left_alone() -> None:
+    def pcap(count: int) -> bytes:
+        return to_pcap([Packet(float(number), bytes(84), 84) for number in range(count)], 1)
+
+    found = evidence.cut_pcaps({"long": pcap(100), "short": pcap(3), "longer": pcap(200)}, 5000)
+    assert found["short"] == (pcap(3), 0)
+    assert sum(len(data) for data, _ in found.values()) <= 5000
+    assert {name for name, (_, cut) in found.items() if cut} == {"long", "longer"}
+    assert all(len(data) > 2000 for name, (data, _) in found.items() if name != "short")
+
+
 class FakeWindow:
     def pcaps(self) -> dict[str, bytes]:
         return {"worker1:eth0": to_pcap([Packet(1.0, b"x" * 60, 60)], 1)}
