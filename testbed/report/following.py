@@ -116,10 +116,11 @@ class Following:
         if notes is None or outcome.verdict is Verdict.SKIPPED:
             return {}
         with journal.paused():
-            if call.excinfo is not None and isinstance(call.excinfo.value, AssertionError):
-                notes.assertions.append(self._failed(call.excinfo))
-            found = {"lab": self.run.options.name, "began": round(call.start, 3), **_plain(notes)}
+            found = {"lab": self.run.options.name, "began": round(call.start, 3)}
             try:
+                if call.excinfo is not None and isinstance(call.excinfo.value, AssertionError):
+                    notes.assertions.append(self._failed(call.excinfo))
+                found |= _plain(notes)
                 return found | self._seen(item, notes, outcome)
             except Exception as error:  # noqa: BLE001 (whatever is wrong with a lab, its checks have a verdict)
                 return found | {"lost": f"{type(error).__name__}: {error}"}
@@ -171,10 +172,7 @@ _short = _Short()
 
 
 def _value(value: object) -> str:
-    try:
-        return shortened(_short.repr(value), 1200)
-    except Exception as error:  # noqa: BLE001 (a stranger's __repr__ must not cost the report)
-        return f"<{type(value).__name__}: {type(error).__name__}>"
+    return shortened(_short.repr(value), 1200)
 
 
 def _plain(notes: journal.Journal) -> dict[str, Any]:
