@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from ipaddress import IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
@@ -115,7 +117,10 @@ def break_parts(names: list[str]) -> None:
         threading.Event().wait()
 
     def linger(*_: object) -> None:
-        threading.Event().wait(1.0)
+        # Until the signal that the test sends has come: what handled it has gone then.
+        deadline = time.monotonic() + 30
+        while signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL and time.monotonic() < deadline:
+            threading.Event().wait(0.02)
 
     acquire, acquired = SteeredStore.acquire, []
 
