@@ -15,6 +15,7 @@ from testbed.nodes.madeup import Stranger, etcd_of, made_up_leases, random_mac
 from testbed.probes.changes import recorded_changes
 from testbed.probes.flows import ping
 from testbed.probes.wireguard import read_wireguard
+from testbed.probes.xfrm import read_policies
 
 RESTART_SECONDS = 20.0
 """How long a flanneld that was started may take to have cleaned up."""
@@ -47,6 +48,9 @@ def traces(cluster: Cluster, facts: Facts, node: str, stranger: Stranger) -> dic
     if cluster.flannel.backend.type == "wireguard" and state.link(str(device)):
         _, peers = read_wireguard(cluster.lab.node(node), str(device))
         found["peers"] = [peer.key for peer in peers if str(stranger.subnet) in peer.allowed]
+    if cluster.flannel.backend.type == "ipsec":
+        policies = read_policies(cluster.lab.node(node))
+        found["policies"] = [one.direction for one in policies if stranger.subnet in (one.source, one.target)]
     return {kind: lines for kind, lines in found.items() if lines}
 
 
