@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from testbed.checks import check
-from testbed.fixtures import Facts, Path
+from testbed.fixtures import Facts, Figures, Path
 from testbed.model import LabSpec, LinkEnd, LinkSpec, Role
 from testbed.nodes.deploy import Cluster
 from testbed.nodes.pods import Pod
@@ -174,7 +174,7 @@ AGREED = round(LOSS_WINDOW / 1000 / EVERY)
 
 
 @check("ECMP-06", encapsulated=True, disruptive=True)
-def test_flows_move_when_their_uplink_goes_down(path: Path, cluster: Cluster, facts: Facts) -> None:
+def test_flows_move_when_their_uplink_goes_down(path: Path, cluster: Cluster, facts: Facts, figures: Figures) -> None:
     """The flow's own uplink goes down: a short loss, the other way from then on, no change in the pods. Derived."""
     lab, leaf = cluster.lab.spec, str(cluster.lab.spec.node(path.source_node.name).rack)
     names = uplinks(lab, path.source_node.name)
@@ -195,6 +195,7 @@ def test_flows_move_when_their_uplink_goes_down(path: Path, cluster: Cluster, fa
     facts.forget()
     answer = parse_ping(said.decode(), path.source.name)
     window = answer.lost * EVERY * 1000
+    figures.add("without an answer when an uplink goes down", window, "ms", LOSS_WINDOW)
     assert 0 < window <= LOSS_WINDOW, f"{window:.0f} ms without an answer, {LOSS_WINDOW} are agreed on"
     assert answer.sent == STEADY + AGREED + MORE, answer.output
     assert counts[taken] == 0, f"the uplink that is down carried {counts}"

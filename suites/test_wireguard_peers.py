@@ -12,7 +12,7 @@ import pytest
 
 from testbed.checks import check
 from testbed.errors import LabError
-from testbed.fixtures import Facts, Paths
+from testbed.fixtures import Facts, Figures, Paths
 from testbed.nodes.deploy import Cluster
 from testbed.nodes.etcd import Etcd
 from testbed.nodes.madeup import etcd_of, free_subnets, made_up_leases, other_backend
@@ -24,6 +24,7 @@ from testbed.probes.wireguard import read_wireguard
 
 #: A restart takes so long in a slow lab; a peer whose device was made anew is asked for a new key after 15 s at most.
 BACK_SECONDS = 40.0
+COUNT, EVERY = 150, 0.02
 
 
 def needs_etcd(cluster: Cluster) -> Etcd:
@@ -177,16 +178,19 @@ def _answers(source: Any, address: IPv4Address) -> None:
 
 
 @check("WG-09", disruptive=True)
-def test_a_restart_of_flanneld_and_what_it_costs(paths: Paths, cluster: Cluster, facts: Facts) -> None:
+def test_a_restart_of_flanneld_and_what_it_costs(
+    paths: Paths, cluster: Cluster, facts: Facts, figures: Figures
+) -> None:
     """Nothing with the bundled flanneld; one that takes its device away has packets back soon. Source: src."""
     path = paths.take("XS")
     node = path.target_node.name
     facts.eventually(lambda: _answers(path.source, path.address), seconds=BACK_SECONDS)
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(ping, path.source, path.address, count=150, interval=0.02)
+        running = pool.submit(ping, path.source, path.address, count=COUNT, interval=EVERY)
         cluster.stop_flanneld(node)
         cluster.start_flanneld(node)
         answer = running.result()
     facts.eventually(lambda: _answers(path.source, path.address), seconds=BACK_SECONDS)
+    figures.add("without an answer over a restart of flanneld", answer.lost * EVERY * 1000, "ms")
     if cluster.implementation(node) == "bundled":
         assert answer.lost == 0, f"{answer.lost} of {answer.sent} packets were lost over a restart"
