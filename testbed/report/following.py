@@ -89,7 +89,7 @@ class Following:
         with journal.paused():
             made = yield
         if isinstance(made, Captures):
-            self._captures = made
+            self._captures, self._window = made, made.window()
         return made
 
     def pytest_assertion_pass(self, item: pytest.Item, lineno: int, orig: str, expl: str) -> None:

@@ -5,12 +5,15 @@ A flow is told by the bytes that the check put into it, so nothing is decoded he
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Any
 
 from testbed import journal
+from testbed.deadline import Deadline
+from testbed.errors import LabError
 from testbed.probes.capture import Window
 from testbed.probes.packets import decode
 from testbed.probes.pcap import Packet
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 
 MOST_PACKETS, MOST_PACKETS_THOROUGH = 12, 24
 """How many packets are told of a check that held, and of one that did not."""
+
+LATE_SECONDS = 0.05
+"""How long captures may be late with what a check has just sent."""
 
 ENCRYPTED = ("wireguard", "ipsec")
 """Backends whose packets on the wire show nothing of what they carry."""
@@ -111,9 +117,13 @@ def of(notes: journal.Journal, window: Window, cluster: Cluster, *, thorough: bo
     """The flows of a check with where they were seen, and the packets that it looked at."""
     flows = []
     first_lost: dict[str, list[Packet]] = {}
+    if thorough:
+        with suppress(LabError):  # what tcpdump has not passed on yet must not look as if it was lost
+            window.captures.drops()
     for flow in notes.flows:
-        found = window.sightings(flow.marks) if flow.marks else {}
         target = ip_address(flow.target)
+        way = route(cluster, window, flow.source, target)
+        found = _sighted(window, flow.marks, way)
         links = {name: _link_header(window, name) for name in found}
         seen = [count(name, packets, target, links[name]) for name, packets in found.items()]
         if not first_lost:
@@ -125,12 +135,28 @@ def of(notes: journal.Journal, window: Window, cluster: Cluster, *, thorough: bo
                 "target": flow.target,
                 "answered": flow.answered,
                 "marked": bool(flow.marks),
-                "route": route(cluster, window, flow.source, target),
+                "route": way,
                 "seen": [one.to_json(window.began) for one in seen],
             }
         )
     packets = _packets(window, first_lost if thorough else {}, MOST_PACKETS_THOROUGH if thorough else MOST_PACKETS)
     return {"flows": flows, **packets}
+
+
+def _sighted(window: Window, marks: Sequence[bytes], way: Sequence[Mapping[str, Any]]) -> dict[str, list[Packet]]:
+    """The packets of a flow by interface, once all of its way have seen it or the time for that is over."""
+    if not marks:
+        return {}
+    wanted = {str(stage["at"]) for stage in way if stage["readable"] and not str(stage["at"]).endswith(":*")}
+    last: dict[str, list[Packet]] = {}
+
+    def look() -> bool:
+        last.clear()
+        last.update(window.sightings(marks))
+        return wanted <= set(last)
+
+    Deadline(LATE_SECONDS).poll(look)
+    return last
 
 
 def _link_header(window: Window, name: str) -> int:

@@ -1,0 +1,214 @@
+"""What is told of a check: what it asserted, and where its packets were seen."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+import pytest
+
+from testbed import journal
+from testbed.probes.pcap import Packet
+from testbed.report.page.build import page_of
+from testbed.report.parts import Part, PartWriter, merged
+from testbed.report.record import Outcome, RunRecord, Verdict
+from testbed.report.sightings import count, header_of
+from tests.report.conftest import CONFIGURATION, Runner
+from tests.report.documents import Texts, lab
+
+POD, PEER, NODE, OTHER = (IPv4Address(a) for a in ("10.244.1.3", "10.244.3.2", "10.0.0.12", "10.0.0.14"))
+ETHERNET = bytes.fromhex("020000000001 020000000002 0800".replace(" ", ""))
+MARK = b"\x8d\x1f\xc3\xf0\x52\x09\x9b\xff"
+
+
+def ip4(source: IPv4Address, target: IPv4Address, protocol: int, payload: bytes, number: int = 1) -> bytes:
+    """An IPv4 packet without checksums."""
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), number, 0, 64, protocol, 0)
+    return head + source.packed + target.packed + payload
+
+
+def echo(source: IPv4Address, target: IPv4Address, kind: int = 8, number: int = 1) -> bytes:
+    """A ping."""
+    return ip4(source, target, 1, struct.pack("!BBHHH", kind, 0, 0, 7, 1) + MARK * 2, number)
+
+
+def vxlan(inner: bytes) -> bytes:
+    """A frame in vxlan."""
+    return ip4(NODE, OTHER, 17, struct.pack("!HHHH", 50000, 8472, 16 + len(inner), 0) + b"\x08" + bytes(7) + inner)
+
+
+@pytest.mark.parametrize(
+    ("data", "wanted"),
+    [
+        (ETHERNET + echo(POD, PEER), (14, "there")),
+        (ETHERNET + echo(PEER, POD, 0), (14, "back")),
+        (echo(POD, PEER), (0, "there")),  # as a tun device shows it
+        (ETHERNET + vxlan(ETHERNET + echo(POD, PEER)), (64, "there")),
+        (ETHERNET + vxlan(ETHERNET + echo(PEER, POD, 0)), (64, "back")),
+        (ETHERNET + echo(NODE, PEER), (14, "there")),  # its source is another one behind a NAT
+        (ETHERNET + echo(POD, PEER, number=0x4511), (14, "there")),  # an id that looks like the begin of a header
+        (ETHERNET[:10] + b"\x45\x11" + ETHERNET[12:] + echo(PEER, POD, 0), (14, "back")),  # so does this MAC
+        (ETHERNET + ip4(NODE, POD, 1, struct.pack("!BBHHH", 3, 4, 0, 0, 1400) + echo(POD, PEER)), (42, "errors")),
+        (ETHERNET + echo(POD, NODE), (-1, "there")),
+        (ETHERNET + PEER.packed, (-1, "there")),
+    ],
+)
+def test_which_way_a_packet_goes_is_told_without_decoding_it(data: bytes, wanted: tuple[int, str]) -> None:
+    assert header_of(data, PEER) == wanted
+
+
+def test_the_same_for_ipv6() -> None:
+    pod, peer = IPv6Address("fd00::1:3"), IPv6Address("fd00::3:2")
+
+    def packet(source: IPv6Address, target: IPv6Address, payload: bytes) -> bytes:
+        return struct.pack("!IHBB", 6 << 28, len(payload), 58, 64) + source.packed + target.packed + payload
+
+    sent = packet(pod, peer, b"\x80\x00" + bytes(6) + MARK)
+    assert header_of(ETHERNET + sent, peer) == (14, "there")
+    assert header_of(packet(peer, pod, b"\x81\x00" + bytes(6) + MARK), peer) == (0, "back")
+    assert header_of(ETHERNET + packet(peer, pod, b"\x02\x00" + bytes(6) + sent), peer) == (62, "errors")
+
+
+def test_packets_are_counted_by_their_way() -> None:
+    wire = [ETHERNET + vxlan(ETHERNET + one) for one in (echo(POD, PEER), echo(POD, PEER), echo(PEER, POD, 0))]
+    seen = count("worker1:eth0", [Packet(100.0 + n, data, len(data)) for n, data in enumerate(wire)], PEER, 14)
+    found = {"at": "worker1:eth0", "there": 2, "back": 1, "errors": 0, "tunnelled": True, "first": 0.5}
+    assert seen.to_json(99.5) == found
+    assert not count("worker1:cni0", [Packet(1.0, ETHERNET + echo(POD, PEER), 98)], PEER, 14).tunnelled
+
+
+# --- the journal
+
+
+def test_nothing_is_noted_where_no_check_is_followed() -> None:
+    journal.end()
+    assert journal.current() is None
+    begun = journal.begin()
+    with journal.paused():
+        assert journal.current() is None
+        assert journal.latest() is begun
+    assert journal.current() is begun
+    journal.end()
+    assert journal.latest() is None
+
+
+def test_a_journal_is_bounded_and_counts_what_it_leaves_out() -> None:
+    notes = journal.Journal()
+    for number in range(journal.MOST_COMMANDS + 5):
+        notes.command("worker1", ["true", str(number)], number % 2, 0.1, "x" * 10 * journal.OUTPUT)
+    assert (len(notes.commands), notes.left_out) == (journal.MOST_COMMANDS, {"commands": 5})
+    assert {len(command.output) for command in notes.commands} == {0, journal.OUTPUT}
+    for _ in range(3):
+        notes.held("a == b", 7)
+    assert [(one.text, one.times) for one in notes.assertions] == [("a == b", 3)]
+
+
+SUITE = """
+from ipaddress import IPv4Address
+from testbed.checks import check
+
+@check("LSE-01")
+def test_holds():
+    for number in range(4):
+        assert number + 1 == number - -1
+    assert IPv4Address("10.0.0.1") in {IPv4Address("10.0.0.1")}, "100% sure"
+
+@check("LSE-02")
+def test_fails():
+    assert [IPv4Address("10.0.0.1")] == [IPv4Address("10.0.0.2")], f"1 of 1 lost: 100% of {'%s'}"
+
+class Odd:
+    def __bool__(self): return False
+    def __repr__(self): raise RuntimeError("odd")
+
+@check("LSE-03")
+def test_fails_on_something_odd():
+    assert Odd() == 3
+"""
+
+
+def test_both_sides_of_what_was_asserted_are_told(tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text(SUITE)
+    argv = [sys.executable, "-m", "pytest", "-c", str(CONFIGURATION), "--rootdir", str(tmp_path), "--backend=vxlan"]
+    argv += [f"--reports={tmp_path / 'report'}", "--name=account", str(tmp_path / "test_some.py")]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path)
+    written = json.loads((tmp_path / "report" / "checks.json").read_text())
+    holds, fails, odd = written["checks"]
+    told = [(a["text"], a["seen"], a["sign"], a["wanted"], a["held"], a["times"]) for a in holds["account"]["asserted"]]
+    assert told == [
+        ("number + 1 == number - -1", "1", "==", "1", True, 4),
+        ('IPv4Address("10.0.0.1") in {IPv4Address("10.0.0.1")}', "10.0.0.1", "in", "{10.0.0.1}", True, 1),
+    ], done.stdout
+    (one,) = fails["account"]["asserted"]
+    assert (one["seen"], one["sign"], one["wanted"], one["held"]) == ("[10.0.0.1]", "==", "[10.0.0.2]", False)
+    assert fails["reason"].startswith("1 of 1 lost: 100% of %s\n"), "the message as its author wrote it"
+    assert odd["verdict"] == "failed"
+    assert "Odd" in odd["account"]["asserted"][0]["seen"]
+
+
+# --- from several processes
+
+
+def test_what_passes_and_workers_tell_becomes_one_page(tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+        writer = PartWriter(tmp_path / str(number))
+        told = {"lab": f"lab-{number}", "began": 1.0}
+        made = lab() | {"subnets": {"worker1": f"10.{number}.0.0/24"}}
+        writer.add(Outcome(f"X-{number}", f"X-{number}", "vxlan", Verdict.HELD, account=told, sketch=made))
+        writer.end(RunRecord({"backend": "vxlan"}))
+    record = merged([Part(tmp_path / "1"), Part(tmp_path / "2")], [], {})
+    record.finish(strict=False)
+    text = Texts(page_of(json.loads(json.dumps(record.to_json())))).text
+    assert "10.1.0.0/24" in text
+    assert "10.2.0.0/24" in text
+    assert "all 2 held" in text
+
+
+def test_a_worse_end_keeps_what_was_told() -> None:
+    record = RunRecord({})
+    record.add(Outcome("X-1", "X-1", "vxlan", Verdict.HELD, account={"lab": "a", "flows": [1]}))
+    record.add(Outcome("X-1", "X-1", "vxlan", Verdict.INCONCLUSIVE, reason="packets dropped"))
+    assert [(o.verdict, o.account) for o in record.outcomes] == [("inconclusive", {"lab": "a", "flows": [1]})]
+
+
+IN_A_LAB = """
+from testbed.probes.flows import http_get, ping
+
+@check("VXE-01", encapsulated=True)
+def test_blocked(cluster, captures, path):
+    path.target_node.run(["iptables", "-I", "INPUT", "-p", "udp", "--dport", "8472", "-j", "DROP"])
+    try:
+        assert ping(path.source, path.address, wait=1).lost == 0
+    finally:
+        path.target_node.run(["iptables", "-D", "INPUT", "1"])
+
+@check("NAT-03")
+def test_http(cluster, captures, path):
+    for _ in range(2):  # captures are a moment behind: of the first there is all
+        assert http_get(path.source, path.address).status == 200
+"""
+
+
+def test_a_real_lab_s_page_says_where_packets_were_lost(run_in_a_lab: Runner) -> None:
+    ended = run_in_a_lab(IN_A_LAB, "-k", "XS or SS", "-n", "2")
+    assert ended.code == 1, ended.output
+    text = Texts((ended.report / "index.html").read_text()).text
+    assert "worker3:eth0 → worker3:flannel.1" in text, text[:3000]
+    assert "worker2:eth0 → worker2:flannel.1" in text
+    assert len(ended.whole["labs"]) == 2
+    http = [check for check in ended.whole["checks"] if check["id"] == "NAT-03"]
+    assert len(http) == 2
+    for check in http:
+        flow = check["account"]["flows"][0]
+        stages = {stage["at"] for stage in flow["route"]}
+        seen = {row["at"]: row for row in flow["seen"]}
+        assert stages <= set(seen), "every interface of the way saw the connection"
+        assert all(row["there"] and row["back"] for row in seen.values())
+    for name, made in ended.whole["labs"].items():
+        assert [row["wanted"] for row in made["mtus"]] == [9100] * 4, name
+        assert {"kernel", "iproute2", "flanneld"} <= set(made["versions"])
