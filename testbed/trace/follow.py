@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from testbed.deadline import time_scale
-from testbed.errors import LabError
+from testbed.errors import InputError, LabError
 from testbed.labs import interpreter
 from testbed.model import Role
 from testbed.nodes.pods import ECHO_PORT, HTTP_PORT
@@ -52,10 +52,12 @@ class Sent:
 def trace(layout: Layout, source: str, target: str, wish: Wish | None = None) -> Trace:
     """Follow one packet from an endpoint to another and its answer back.
 
-    Raises InputError for an endpoint that is not there, LabError where the lab cannot be looked at.
+    Raises InputError for an endpoint that is not there or has IPv6 alone, LabError where the lab cannot be looked at.
     """
     wish = wish or Wish()
     address = layout.address(target)
+    if ":" in address:
+        raise InputError(f"{target} has IPv6 alone", hint="only packets of IPv4 are traced")
     layout.place(source)
     nonce = secrets.token_bytes(NONCE_BYTES)
     probe = Probe(wish.protocol, nonce, PORTS[wish.protocol], secrets.randbits(32))
@@ -67,21 +69,16 @@ def trace(layout: Layout, source: str, target: str, wish: Wish | None = None) ->
     found = sort(copies, layout, probe)
     if layout.encrypted:
         weave(found, copies, layout, probe)
-    trace = Trace(
-        lab=layout.lab.spec.id,
-        backend=layout.run,
-        source=source,
-        target=target,
-        packet={
-            "protocol": wish.protocol,
-            "size": wish.size if wish.protocol != "tcp" else 0,
-            "dont_fragment": wish.dont_fragment,
-            "nonce": nonce.hex(),
-            "source_address": sent.address,
-            "target_address": address,
-        },
-        notes=[*watch.faults, *notes_of(layout, wish)],
-    )
+    packet = {
+        "protocol": wish.protocol,
+        "size": wish.size if wish.protocol != "tcp" else 0,
+        "dont_fragment": wish.dont_fragment,
+        "nonce": nonce.hex(),
+        "source_address": sent.address,
+        "target_address": address,
+    }
+    notes = [*watch.faults, *notes_of(layout, wish)]
+    trace = Trace(layout.lab.spec.id, layout.run, source, target, packet, notes=notes)
     part(trace, layout, found)
     trace.delivered = sent.answered and not found.refused
     state = look(trace, layout, found, before)

@@ -212,6 +212,26 @@ FAULTS = (
         "worker3/testapp:eth0", "firewall_rule", r"udp dport 7 drop", wish=Wish(protocol="udp"), direction="answer",
     ),
     Fault(
+        "ttl", "leaf1",
+        ("nft add table netdev mine",
+         "nft add chain netdev mine in {{ type filter hook ingress device node2 priority 0; }}",
+         "nft add rule netdev mine in udp dport {port} ip ttl set 1"),
+        ("nft delete table netdev mine",),
+        "leaf1:swp\\d", "ttl", r"ran out at leaf1",
+    ),
+    Fault(
+        "tunnel-of-another-vni", "worker3",
+        ("ip link del flannel.1",
+         "ip link add flannel.1 type vxlan id 9 local {vtep} dev eth0 dstport {port} nolearning",
+         "ip link set flannel.1 up"),
+        ("ip link del flannel.1",),
+        "worker3:flannel.1", "tunnel_missing", r"VNI 9, and the packet 1",
+    ),
+    Fault(
+        "tunnel-gone", "worker3", ("ip link del flannel.1",), (),
+        "worker3:flannel.1", "tunnel_missing", r"has no flannel.1",
+    ),
+    Fault(
         "nothing-is-wrong", "worker1", (), (), "", "",
     ),
 )  # fmt: skip
@@ -224,7 +244,6 @@ class Scene:
         self.cluster = cluster
         self.layout: Layout = of_cluster(cluster)
         spec = cluster.lab.spec
-        tunnel = cluster.lab.node("worker3").run(["cat", "/sys/class/net/flannel.1/address"]).stdout.strip()
         self.words = {
             "port": str(cluster.flannel.port),
             "comment": '"flanneld forward"',
@@ -233,7 +252,7 @@ class Scene:
             "target": str(cluster.pods[TARGET].address),
             "target_pod": TARGET,
             "vtep": str(spec.node("worker3").ip),
-            "vtep_mac": tunnel,
+            "vtep_mac": self.tunnel_mac(),
             "other": str(spec.node("worker2").ip),
             "cidr": str(cluster.pod_cidr("worker3")),
             "base": str(cluster.pod_cidr("worker3")[0]),
@@ -243,11 +262,16 @@ class Scene:
             "own_router": str(spec.node("worker3").gateway),
         }
 
+    def tunnel_mac(self) -> str:
+        shown = self.cluster.lab.node("worker3").run(["ip", "-br", "link", "show", "flannel.1"]).stdout
+        return shown.split()[2]
+
     def delivered(self, source: str, target: str) -> bool:
         return trace(self.layout, source, target).delivered
 
     @contextmanager
     def having(self, fault: Fault) -> Iterator[None]:
+        self.words["vtep_mac"] = self.tunnel_mac()  # one that was made anew has another
         place = self.layout.place(fault.on.format(**self.words))
         with ExitStack() as stack:
             if fault.held:
