@@ -12,6 +12,7 @@ from testbed.fixtures import Facts, Path, Paths
 from testbed.flannelspec import NFTABLES
 from testbed.labs.base import Node
 from testbed.nodes.deploy import Cluster
+from testbed.nodes.madeuppeer import sweep_entries
 from testbed.nodes.otherwise import restart_flanneld
 from testbed.probes.flows import ping
 from testbed.probes.iproute6 import read_state6
@@ -91,6 +92,7 @@ def mend(cluster: Cluster, facts: Facts, node: Node, before: dict[str, frozenset
     if programmed(cluster, facts, node.name) != before:
         for member in cluster.members:
             restart_flanneld(cluster, member.name)
+        sweep_entries(cluster)
         facts.forget()
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 import pytest
@@ -15,7 +15,9 @@ from testbed.fixtures import Facts, Path, Paths
 from testbed.flannelspec import BACKENDS, SPEAK_IPV6, TEST_PSK, Backend
 from testbed.labs.base import Node
 from testbed.nodes.deploy import Cluster
+from testbed.nodes.etcd import PREFIX
 from testbed.nodes.madeup import Stranger, etcd_of, free_subnets, made_up_leases, random_mac
+from testbed.nodes.madeuppeer import sweep_entries
 from testbed.nodes.otherwise import reconfigure, restart_flanneld
 from testbed.probes.flows import ping
 
@@ -30,14 +32,24 @@ def test_peers_follow_a_node_to_another_address(paths: Paths, cluster: Cluster, 
     """After its flanneld's restart: the same subnet, nothing to the old address, pods answer. Source: #533, docs."""
     path = paths.remote()
     node, was = path.target_node, path.target_node.spec.ip
-    cidr = cluster.pod_cidr(node.name)
+    cidr, before = cluster.pod_cidr(node.name), {str(lease["key"]) for lease in cluster.leases().values()}
     try:
         move(cluster, node, was, was + MOVED)
         followed(cluster, facts, path, was, was + MOVED)
         assert cluster.pod_cidr(node.name) == cidr, f"{node.name} has another subnet than {cidr}"
     finally:
         move(cluster, node, was + MOVED, was)
+        put_right(cluster, node, cidr, before)
     followed(cluster, facts, path, was + MOVED, was)
+
+
+def put_right(cluster: Cluster, node: Node, cidr: IPv4Network, known: Set[str]) -> None:
+    """Remove what a flanneld leaves that takes another subnet: a lease and entries; and give its pods' route back."""
+    if (etcd := etcd_of(cluster)) is not None:
+        etcd.delete_all(key for key in etcd.under(f"{PREFIX}/subnets/") if key not in known)
+    sweep_entries(cluster)
+    own = ["dev", cluster.flannel.bridge, "proto", "kernel", "scope", "link", "src", str(cidr[1])]
+    node.run(["ip", "route", "replace", str(cidr), *own])
 
 
 def move(cluster: Cluster, node: Node, old: IPv4Address, new: IPv4Address) -> None:

@@ -148,8 +148,7 @@ class Alone:
 
     def clear(self) -> None:
         """Forget what its network has in etcd."""
-        for key in self.etcd.under(f"{PREFIX}/"):
-            self.etcd.delete(key)
+        self.etcd.delete_all(self.etcd.under(f"{PREFIX}/"))
 
 
 @contextmanager
