@@ -183,7 +183,7 @@ def route(cluster: Cluster, window: Window, source: str, target: Address) -> lis
     goal = next((pod for pod in cluster.pods.values() if target in (pod.address4, pod.address6)), None)
     nodes = (node.name for node in cluster.lab.spec.nodes if target in (node.ip, node.ip6))
     end_node = goal.node.name if goal else next(nodes, "")
-    if not end_node:
+    if not end_node or start_node == cluster.lab.spec.outside.name:  # where it comes in is the fabric's matter
         return []
     stages = Stages(cluster, window)
     names, ends = stages.pod(source if start_pod else ""), stages.pod(goal.name if goal else "")
