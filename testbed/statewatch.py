@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING
 
 from testbed.deadline import Deadline
 from testbed.labs import interpreter
+from testbed.labs.inside import program
+from testbed.probes.stateof import PROGRAM
 
 if TYPE_CHECKING:
     from testbed.flannelspec import FlannelSpec
@@ -39,9 +39,8 @@ State = Mapping[str, tuple[str, ...]]
 """By place (`worker1`, `worker1/client`) what was found there, line by line."""
 
 
-@cache
 def _program() -> str:
-    return resources.files("testbed.probes").joinpath("stateof.py").read_text()
+    return program(*PROGRAM, package="testbed.probes")
 
 
 def differences(before: State, after: State) -> list[str]:

@@ -1,11 +1,11 @@
-"""Tells of a machine's and its pods' network state again and again. A program: `python -I -S -c SOURCE RULES`.
+"""Tells of a machine's and its pods' network state again and again. A program, of several modules: see `PROGRAM`.
 
 For every line on standard input it prints one: {"same": true} where nothing has changed since the last time, else
 {"state": {PLACE: [LINE, …]}} with what is there now.  A PLACE is "" for the machine itself, else the name of a network
 namespace under /run/netns.  What changes by itself is left out: counters, timers, learned entries, ARP.
 
 It reads the kernel's tables by netlink, in this one process; the rules, which only programs can show, anew only once
-the kernel says that they have changed.  RULES is iptables-legacy where those are to be read too.
+the kernel says that they have changed.  Its one argument is iptables-legacy where those are to be read too.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
+
+from testbed.probes.netlinkwords import address, attributes, mac, messages, next_hops, number, text, told_of
+from testbed.probes.rulelines import by_chain, saved_by_chain
 
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
 REQUEST, DUMP, DONE, ERROR = 0x1, 0x300, 3, 2
@@ -40,66 +43,10 @@ SETTINGS = {2: "forwarding", 3: "rp_filter", 5: "proxy_arp", 6: "ignore_routes_w
 SYSCTLS = ("fib_multipath_hash_policy", "icmp_echo_ignore_all", "ip_default_ttl", "ip_no_pmtu_disc")
 ROUTE_TYPES = {1: "", 2: "local ", 6: "blackhole ", 7: "unreachable ", 8: "prohibit ", 9: "throw "}
 
-VXLAN = {1: "id", 4: "local", 5: "ttl", 6: "tos", 7: "learning", 8: "ageing", 15: "port", 18: "udpcsum", 29: "df"}
-LOWER = {"vxlan": 3, "ipip": 1}
-"""The attribute with the number of the device that a tunnel's packets leave by."""
+PROGRAM = ("netlinkwords", "rulelines", "stateof")
+"""The modules that make up the program, each after those that it imports."""
 
 libc = ctypes.CDLL(None, use_errno=True)
-
-
-def attributes(data: bytes, at: int, end: int) -> Iterator[tuple[int, bytes]]:
-    """The attributes of a netlink message between two places."""
-    while end - at >= 4:
-        length, kind = struct.unpack_from("HH", data, at)
-        if length < 4:
-            return
-        yield kind & 0x3FFF, data[at + 4 : at + length]
-        at += (length + 3) & ~3
-
-
-def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The type and body of each netlink message."""
-    at = 0
-    while len(data) - at >= 16:
-        length, kind = struct.unpack_from("IH", data, at)
-        if length < 16:
-            return
-        yield kind, data[at + 16 : at + length]
-        at += (length + 3) & ~3
-
-
-def text(value: bytes) -> str:
-    return value.rstrip(b"\0").decode(errors="replace")
-
-
-def number(value: bytes) -> int:
-    return int.from_bytes(value, sys.byteorder)
-
-
-def address(value: bytes) -> str:
-    return socket.inet_ntop(socket.AF_INET if len(value) == 4 else socket.AF_INET6, value)
-
-
-def mac(value: bytes) -> str:
-    return ":".join(f"{byte:02x}" for byte in value)
-
-
-def told_of(kind: str, data: bytes, name_of: Callable[[int], str]) -> list[str]:
-    """A device's own attributes, those of vxlan by their names.
-
-    What it stands on is told by name: that has another number once a container has started anew.
-    """
-    words = []
-    for key, value in attributes(data, 0, len(data)):
-        if key == LOWER.get(kind):
-            words.append(f"link {name_of(number(value)) if any(value) else '-'}")
-        elif kind == "vxlan" and key in VXLAN:
-            name = VXLAN[key]
-            order: Any = "big" if name == "port" else sys.byteorder
-            words.append(f"{name} {address(value) if name == 'local' else int.from_bytes(value, order)}")
-        else:
-            words.append(f"{key}={value.hex()}")
-    return words
 
 
 class Space:
@@ -351,7 +298,7 @@ class Space:
         entering = ["nsenter", f"--net={self.path}", "--"] if self.path else []
         done = subprocess.run([*entering, *argv], capture_output=True, check=False, stdin=subprocess.DEVNULL)
         lines = done.stdout.decode(errors="replace").splitlines()
-        return [without_counters(" ".join(line.split())) for line in lines if line.strip() and not line.startswith("#")]
+        return [" ".join(line.split()) for line in lines if line.strip() and not line.startswith("#")]
 
     def settings(self) -> list[str]:
         """How each device forwards and filters, which is what /proc/sys/net/ipv4/conf shows."""
@@ -375,60 +322,6 @@ class Space:
             with contextlib.suppress(OSError), open(f"/proc/sys/net/ipv4/{name}", "rb") as file:
                 lines.append(f"sysctl {name} {file.read().decode().strip()}")
         return lines
-
-
-def without_counters(line: str) -> str:
-    """A chain's line of iptables-save counts: `:INPUT ACCEPT [12:3456]`."""
-    return line.partition(" [")[0] if line.startswith(":") else line
-
-
-def by_chain(lines: list[str]) -> list[str]:
-    """What `nft list ruleset` printed, each line behind its table and chain, these in the order of their names.
-
-    A chain of the kernel's own that lets everything pass and has no rules is as good as none.
-    """
-    found: dict[tuple[str, str], list[str]] = {}
-    table = block = ""
-    for line in lines:
-        if line == "}":
-            table, block = (table, "") if block else ("", "")
-        elif line.endswith(" {") and not (table and block):
-            table, block = (table, line[:-2]) if table else (line[:-2], "")
-            found.setdefault((table, block), [])
-        else:
-            found[table, block].append(line)
-    kept = []
-    for (table, block), inside in sorted(found.items()):
-        passing = len(inside) == 1 and inside[0].startswith("type ") and inside[0].endswith("policy accept;")
-        if block and not passing:
-            kept += [f"{table} {block}", *(f"{table} {block} | {line}" for line in inside)]
-        elif not block:
-            kept += [f"{table} | {line}" for line in inside]
-    return kept
-
-
-def saved_by_chain(lines: list[str]) -> list[str]:
-    """The same of what `iptables-save` prints."""
-    table, found = "", dict[tuple[str, str], list[str]]()
-    for line in lines:
-        if line.startswith("*"):
-            table = line[1:]
-        elif line.startswith(":"):
-            chain, policy = line[1:].split()[:2]
-            found.setdefault((table, chain), []).extend([] if policy == "ACCEPT" else [f"policy {policy}"])
-        elif line.startswith("-A "):
-            found.setdefault((table, line.split()[1]), []).append(line)
-    return [f"legacy {table} {chain} | {line}" for (table, chain), inside in sorted(found.items()) for line in inside]
-
-
-def next_hops(data: bytes) -> Iterator[tuple[int, dict[int, bytes], int]]:
-    at = 0
-    while len(data) - at >= 8:
-        length, flags, _, index = struct.unpack_from("HBBi", data, at)
-        if length < 8:
-            return
-        yield index, dict(attributes(data, at + 8, at + length)), flags
-        at += (length + 3) & ~3
 
 
 @contextlib.contextmanager
@@ -489,7 +382,3 @@ def main() -> None:
         answer = {"same": True} if state == last else {"state": state}
         last = state
         print(json.dumps(answer), flush=True)
-
-
-if __name__ == "__main__":
-    main()

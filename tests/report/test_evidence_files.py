@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from testbed.probes.pcap import Packet, PcapReader, to_pcap
-from testbed.probes.stateof import by_chain, saved_by_chain
+from testbed.probes.rulelines import by_chain, saved_by_chain
 from testbed.report import evidence
 from testbed.report.evidence import Evidence, cut_pcap
 from testbed.statewatch import MOST_LINES, differences, with_tunnels_named

@@ -30,8 +30,8 @@ def load(name, text):
 
 
 @cache
-def program(*modules: str) -> str:
-    """One text of these modules, each after those that it imports, that calls the last one's main()."""
-    folder = resources.files(__name__)
-    loads = [f"load({f'{__name__}.{name}'!r}, {folder.joinpath(f'{name}.py').read_text()!r})" for name in modules]
+def program(*modules: str, package: str = __name__) -> str:
+    """One text of these modules of a package, each after those that it imports, that calls the last one's main()."""
+    folder = resources.files(package)
+    loads = [f"load({f'{package}.{name}'!r}, {folder.joinpath(f'{name}.py').read_text()!r})" for name in modules]
     return _LOAD + "\n".join(loads) + ".main()\n"
