@@ -126,7 +126,9 @@ def whole(kind: str, backend: str) -> dict[str, float]:
     up = time.monotonic() - began
     memory = weight(cluster.lab) - before
     flannel = sum(seconds for word, seconds in steps.seconds.items() if word not in MADE)
-    return {"up s": up, "of it flannel s": flannel, "MB": memory, "down s": timed(cluster.lab.down)}
+    made = steps.seconds.get("Deploying", 0.0)
+    down = timed(cluster.lab.down)
+    return {"up s": up, "of it containerlab s": made, "of it flannel s": flannel, "MB": memory, "down s": down}
 
 
 def containerlab_alone() -> dict[str, float]:
@@ -191,6 +193,8 @@ def engine() -> Iterator[bool]:
 def ratios(rounds: dict[str, list[dict[str, float]]]) -> dict[str, float]:
     """How containers compare, medians of each round's ratio: with containerlab's own and flannel's start, and with
     network namespaces.
+
+    Of the first two the one with the deploy that was part of it says what we add, whatever the machine does meanwhile.
     """
     if "clab: racks" not in rounds:
         return {}
@@ -200,6 +204,9 @@ def ratios(rounds: dict[str, list[dict[str, float]]]) -> dict[str, float]:
     return {
         "our up / (containerlab deploy + flannel's start)": statistics.median(
             ours["up s"] / (deploy["up s"] + ours["of it flannel s"]) for ours, deploy in alone
+        ),
+        "the same, with the deploy that was part of it": statistics.median(
+            ours["up s"] / (ours["of it containerlab s"] + ours["of it flannel s"]) for ours in whole
         ),
         "clab up / netns up": statistics.median(ours["up s"] / theirs["up s"] for ours, theirs in bare),
         "with flannel": statistics.median(

@@ -14,11 +14,11 @@ from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 
-from docker.errors import APIError, DockerException, NotFound
+from docker.errors import APIError, NotFound
 from docker.models.containers import Container
 
 from testbed.deadline import Deadline
-from testbed.engine.find import Engine, find_engine
+from testbed.engine.find import ENGINE_ERRORS, Engine, find_engine
 from testbed.errors import LabBusyError, LabError
 from testbed.labs import state
 from testbed.model import LabSpec
@@ -72,7 +72,7 @@ def remove(engine: Engine, lab_id: str, *, complete: bool) -> None:
     with one_at_a_time():
         try:
             _remove_containers(engine, lab_id, 0 if complete else QUIET_SECONDS)
-        except DockerException as error:
+        except ENGINE_ERRORS as error:
             raise LabError(f"lab {lab_id} cannot be removed: {error}", hint="is the Docker engine well?") from error
         remove_files(lab_id)
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import docker
 from docker.errors import DockerException
+from requests.exceptions import RequestException
 
 from testbed.engine import private
 from testbed.errors import LabError
 
 DEFAULT_SOCKET = Path("/var/run/docker.sock")
+ENGINE_ERRORS = (DockerException, RequestException)
+"""What the SDK raises where an engine refuses something, or has gone."""
+
 UP_HINT = "`testbed engine up` starts a private one, which needs root and Debian's docker.io"
 
 
@@ -36,7 +42,7 @@ class Engine:
     @property
     def room(self) -> int | None:
         """Bytes that are left where it keeps images and containers; None where that cannot be seen from here."""
-        folder = str(self.client.info()["DockerRootDir"])
+        folder = str(self._info["DockerRootDir"])
         try:
             # As the engine sees it, whose mounts may be others than ours.
             seen = os.statvfs(f"/proc/{self.private.holder.pid}/root{folder}" if self.private else folder)
@@ -46,7 +52,12 @@ class Engine:
 
     @property
     def _same_kernel(self) -> bool:
-        return bool(self.client.info()["KernelVersion"] == os.uname().release)
+        return bool(self._info["KernelVersion"] == os.uname().release)
+
+    @cached_property
+    def _info(self) -> dict[str, Any]:
+        """What it says of itself, which takes it a while."""
+        return dict(self.client.info())
 
 
 def find_engine(address: str | None = None) -> Engine:
@@ -66,7 +77,7 @@ def find_engine(address: str | None = None) -> Engine:
     try:
         client = docker.DockerClient(base_url=address, version="auto", timeout=60)
         client.ping()
-    except DockerException as error:
+    except ENGINE_ERRORS as error:
         raise LabError(f"no Docker engine answers at {address}: {_first_line(error)}", hint=UP_HINT) from error
     return Engine(address, client, mine)
 

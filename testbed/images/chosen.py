@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from docker.errors import DockerException, ImageNotFound
+from docker.errors import ImageNotFound
 
-from testbed.engine.find import Engine
+from testbed.engine.find import ENGINE_ERRORS, Engine
 from testbed.errors import LabError
 from testbed.images import store
 from testbed.images.names import references
@@ -60,6 +60,6 @@ def _has(engine: Engine, name: str) -> bool:
         engine.client.images.get(name)
     except ImageNotFound:
         return False
-    except DockerException as error:
+    except ENGINE_ERRORS as error:
         raise LabError(f"the engine cannot say whether it has the image {name}: {store.said(error)}") from error
     return True

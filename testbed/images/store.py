@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from functools import cache
 
 import docker
-from docker.errors import APIError, DockerException, ImageNotFound
+from docker.errors import APIError, ImageNotFound
 
+from testbed.engine.find import ENGINE_ERRORS
 from testbed.errors import InputError, LabError
 from testbed.images.packages import self_contained
 from testbed.images.root import INIT, host_root
@@ -63,7 +64,7 @@ def archive(name: str) -> bytes:
     return KINDS[name].make()
 
 
-def said(error: DockerException) -> str:
+def said(error: Exception) -> str:
     """What an engine said, without the request that it is the answer to."""
     return str(getattr(error, "explanation", None) or str(error).partition("\n")[0])[:500]
 
@@ -82,7 +83,7 @@ def ensure(client: docker.DockerClient, kind: ImageKind) -> str:
     try:
         if not present(client, kind):
             build(client, kind)
-    except DockerException as error:
+    except ENGINE_ERRORS as error:
         raise LabError(f"the image {kind.tag} cannot be made: {said(error)}", hint=ROOM_HINT) from error
     return kind.tag
 
@@ -96,7 +97,7 @@ def bring_in(client: docker.DockerClient, data: bytes, tag: str) -> None:
     """Make an image of a root file system that was exported elsewhere. Raises LabError where the engine refuses it."""
     try:
         _import(client, data, tag)
-    except DockerException as error:
+    except ENGINE_ERRORS as error:
         raise LabError(f"the image {tag} cannot be imported: {said(error)}", hint=ROOM_HINT) from error
 
 
@@ -104,7 +105,7 @@ def pull(client: docker.DockerClient, reference: str) -> None:
     """Fetch an image from its registry. Raises LabError where that cannot be had."""
     try:
         client.images.pull(reference)
-    except DockerException as error:
+    except ENGINE_ERRORS as error:
         hint = "--image-prefix names a mirror; `testbed images import` brings one from a file"
         raise LabError(f"the image {reference} cannot be pulled: {said(error)}", hint=hint) from error
 
@@ -114,7 +115,7 @@ def also_call(client: docker.DockerClient, name: str, tag: str) -> None:
     repository, version = _parted(tag)
     try:
         client.images.get(name).tag(repository, tag=version)
-    except DockerException as error:
+    except ENGINE_ERRORS as error:
         raise LabError(f"the image {name} cannot be called {tag}: {said(error)}") from error
 
 

@@ -12,13 +12,14 @@ from importlib import resources
 from types import MappingProxyType
 from typing import Any, Self
 
-from docker.errors import DockerException, NotFound
+from docker.errors import NotFound
 
 from testbed.clab import remains
 from testbed.clab.program import find_containerlab
 from testbed.clab.remains import LABEL, container_name, folder_of, one_at_a_time
+from testbed.deadline import Deadline
 from testbed.engine import private
-from testbed.engine.find import Engine, find_engine
+from testbed.engine.find import ENGINE_ERRORS, Engine, find_engine
 from testbed.errors import LabBusyError, LabError
 from testbed.images.chosen import default_image, images_of
 from testbed.labs import Progress, Quiet, inside, interpreter, residents, restart, state
@@ -33,6 +34,9 @@ from testbed.render import Images, cluster_name, render_lab
 
 STORE_ROOM, MACHINE_ROOM = 192 << 20, 8 << 20
 """Bytes of disk that a lab takes: etcd, which sets aside its log, and each machine with flannel's files and logs."""
+
+
+ENDING_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -194,7 +198,7 @@ class ClabLab:
         restart.put_aside(way, node.spec, node.pid)
         try:
             self.engine.client.containers.get(container_name(self.spec, name)).restart(timeout=0)
-        except DockerException as error:
+        except ENGINE_ERRORS as error:
             raise LabError(f"the container of {name} cannot be started anew: {error}", where=self.spec.id) from error
         self.record = replace(self.record, pids=_pids(self.engine, self.spec))
         self.record.save()
@@ -268,7 +272,7 @@ def bring_up(spec: LabSpec, *, progress: Progress | None = None, image: str = ""
             lab.record.save()
         except BaseException as error:
             _forget(engine, record)
-            if isinstance(error, DockerException):
+            if isinstance(error, ENGINE_ERRORS):
                 raise LabError(f"the Docker engine failed: {error}", hint="`docker info`, and its log") from error
             if engine.private and not engine.private.alive:
                 raise LabError("the private engine has ended", hint="testbed engine up") from error
@@ -281,7 +285,9 @@ def _forget(engine: Engine, record: state.LabRecord) -> None:
     try:
         remains.remove(engine, record.spec.id, complete=bool(record.pids))
     except LabError:
-        if engine.private is None or engine.private.alive:
+        own = engine.private
+        # An engine that is killed refuses to answer a moment before its first process has gone.
+        if own is None or not Deadline(ENDING_SECONDS).poll(lambda: not own.alive):
             raise
         remains.remove_files(record.spec.id)
     record.forget()

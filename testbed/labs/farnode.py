@@ -17,8 +17,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from docker.errors import DockerException, NotFound
+from docker.errors import NotFound
 
+from testbed.engine.find import ENGINE_ERRORS
 from testbed.errors import LabError
 from testbed.labs import interpreter
 from testbed.labs.netns import NetnsNode
@@ -66,7 +67,7 @@ class FarNode(NetnsNode):
             raise FileNotFoundError(f"{self.name}:{path}: No such file or directory") from error
         except KeyError:  # a link, and what it leads to is not in the archive
             return super().read(path)
-        except DockerException as error:
+        except ENGINE_ERRORS as error:
             raise LabError(f"{path} cannot be read: {error}", where=self.name) from error
         raise FileNotFoundError(f"{self.name}:{path}: no file")
 
@@ -85,7 +86,7 @@ class FarNode(NetnsNode):
             except NotFound:
                 self.run(["mkdir", "-p", folder])
                 self.client.api.put_archive(self.container, folder, buffer.getvalue())
-        except DockerException as error:
+        except ENGINE_ERRORS as error:
             raise LabError(f"{path} cannot be written: {error}", where=self.name) from error
 
     def interactive(self, argv: Sequence[str]) -> int:
