@@ -11,6 +11,7 @@ import pytest
 from testbed import aftermath
 from testbed.aftermath import Aftermath
 from testbed.report import evidence
+from testbed.report.junit import to_junit
 from testbed.report.record import Outcome, RunRecord, Verdict, exit_code
 from testbed.statewatch import State
 
@@ -79,6 +80,7 @@ def test_a_leak_fails_the_run_and_not_the_check() -> None:
     (only,) = record.to_json()["checks"]
     assert (only["verdict"], only["leaked"]) == ("held", ["worker1: + b"])
     assert record.to_json()["run"]["leaks"] == 1
+    assert 'name="leaked" value="worker1: + b"' in to_junit(record)
 
 
 def test_a_failure_without_a_lab_has_its_report(tmp_path: Path) -> None:
