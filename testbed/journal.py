@@ -26,6 +26,7 @@ class Command:
     rc: int
     seconds: float
     output: str = ""
+    fed: bool = False  # it was given an input or variables, without which it does something else
 
 
 @dataclass(slots=True)
@@ -70,10 +71,12 @@ class Journal:
         self.left_out[what] = self.left_out.get(what, 0) + 1
         return False
 
-    def command(self, where: str, argv: Sequence[str], rc: int, seconds: float, output: str) -> None:
+    def command(
+        self, where: str, argv: Sequence[str], rc: int, seconds: float, output: str, *, fed: bool = False
+    ) -> None:
         """Note a command. The output is kept of one that failed; of the others everybody can see it again."""
         if self._room("commands", self.commands, MOST_COMMANDS):
-            self.commands.append(Command(where, tuple(argv), rc, seconds, output[-OUTPUT:] if rc else ""))
+            self.commands.append(Command(where, tuple(argv), rc, seconds, output[-OUTPUT:] if rc else "", fed))
 
     def flow(self, flow: Flow) -> None:
         """Note packets that are about to be sent."""

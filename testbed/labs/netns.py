@@ -162,7 +162,7 @@ class NetnsNode:
         out, err = (text.decode(errors="replace") for text in (done.out, done.err))
         result = Result(self.name, tuple(argv), rc, out, err, seconds)
         if notes := journal.current():
-            notes.command(self.name, argv, rc, seconds, out + err)
+            notes.command(self.name, argv, rc, seconds, out + err, fed=data is not None or bool(env))
         if check and rc:
             raise CommandError(self.name, argv, rc, result.stderr or result.stdout)
         return result

@@ -268,6 +268,7 @@ def command_view(command: Mapping[str, Any], lab: str, programs: Programs) -> di
         "rc": int(command.get("rc", 0)),
         "seconds": float(command.get("seconds", 0.0)),
         "output": str(command.get("output", "")).strip(),
+        "fed": bool(command.get("fed")),
     }
 
 
