@@ -1,10 +1,10 @@
 """Follows the checks of a run while they go on, and tells of each what it did: its account, for the report.
 
     "account": {"lab": "vxlan-1f", "began": 1764000000.0,
-     "asserted": [{"text": "packet.udp.dport == cluster.flannel.port", "seen": "8472 == 8472", "wanted": "",
-                   "sign": "", "held": true, "times": 6, "line": 61}, …],
-     "commands": [{"where": "worker1/client", "argv": ["ping", …], "rc": 0, "seconds": 0.01, "output": "", "fed": false},
-                  …],
+     "asserted": [{"text": "packet.udp.dport == cluster.flannel.port", "seen": "8472", "wanted": "8472",
+                   "sign": "==", "held": true, "times": 6, "line": 61}, …],
+     "commands": [{"where": "worker1/client", "argv": ["ping", …], "rc": 0, "seconds": 0.01, "output": "",
+                   "fed": false}, …],
      "flows": [{"what": "3 × ping, 56 bytes", "source": "worker1/client", "target": "10.244.3.2",
                 "answered": "0 of 3", "marked": true, "route": [STAGE, …],
                 "seen": [{"at": "worker1:eth0", "there": 3, "back": 0, "errors": 0, "tunnelled": true,
