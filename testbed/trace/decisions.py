@@ -84,7 +84,8 @@ def _choose(hops: Sequence[Hop], position: int, site: Site) -> None:
         via = gateway_of(_next_hop(route, hop.interface)) or (packet.dst if packet else None)
     if via:
         entry = site.neighbour(via, hop.interface)
-        hop.neighbour = None if entry is None else neighbour_fact(entry)
+        if entry is not None and entry.get("state") != ["NOARP"]:  # a device without MACs has no neighbours to choose
+            hop.neighbour = neighbour_fact(entry)
     if hop.frame is not None and hop.kind == "tunnel":
         found = site.forwarding(hop.frame.dst, hop.interface)
         hop.fdb = None if found is None else {"text": fdb_text(found), "dst": found.get("dst")}
