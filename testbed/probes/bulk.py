@@ -18,6 +18,7 @@ from testbed.labs.base import Place, Process
 from testbed.probes.flows import BULK_PORTS, Target
 
 GIB = 1 << 30
+TICK = 0.01
 
 # Answers each connection: one that begins with B is read to its end, and told how much that was; one that begins with C
 # asks how many datagrams of a flow have come, and is told so.  It ends with its standard input.
@@ -168,11 +169,6 @@ class Bulk:
         """Bits a second."""
         return 8 * self.size / self.seconds
 
-    @property
-    def cpu_per_gib(self) -> float:
-        """The processor's seconds a GiB."""
-        return self.cpu * GIB / max(1, self.size)
-
 
 @dataclass
 class Link:
@@ -243,7 +239,12 @@ def quantile(values: list[float], share: float) -> float:
 def best_share(ours: list[Bulk], others: list[Bulk]) -> tuple[float, float]:
     """Throughput and CPU a GiB in proportion to those of others, measured in turn.
 
-    Of each the best of all turns counts: whatever else a machine does only makes them worse.
+    The throughput is that of the best turn, for whatever else a machine does only makes it worse.
     """
     rate = max(one.rate for one in ours) / max(one.rate for one in others)
-    return rate, min(one.cpu_per_gib for one in ours) / min(one.cpu_per_gib for one in others)
+    return rate, _cpu_per_gib(ours) / _cpu_per_gib(others)
+
+
+def _cpu_per_gib(flows: list[Bulk]) -> float:
+    """The processor's seconds a GiB of them all; some kernels count no less than a tick."""
+    return max(TICK, sum(one.cpu for one in flows)) * GIB / sum(one.size for one in flows)

@@ -78,7 +78,9 @@ def test_a_flow_that_breaks_is_the_products_failure_and_a_port_in_use_the_labs()
 def test_the_best_of_all_turns_counts() -> None:
     ours = [Bulk(GIB, 4.0, 0, 2.0), Bulk(GIB, 2.0, 0, 3.0)]
     others = [Bulk(GIB, 1.0, 0, 1.0), Bulk(GIB, 8.0, 0, 9.0)]
-    assert best_share(ours, others) == (0.5, 2.0)
+    assert best_share(ours, others) == (0.5, 0.5)
+    # A kernel that has counted no tick.
+    assert best_share(ours, [Bulk(2 * GIB, 2.0, 0, 0.0)]) == (0.5, 500.0)
 
 
 @pytest.mark.parametrize(("share", "value"), [(0.0, 1.0), (0.5, 3.0), (0.99, 4.0), (1.0, 4.0)])
