@@ -151,7 +151,7 @@ def test_a_pod_is_made_without_waiting_for_duplicates(
         facts6.forget()
 
 
-@check("RES-03")
+@check("RES-03", disruptive=True)
 def test_a_deleted_ipv6_device_comes_back(cluster: Cluster, paths: Paths, facts6: Facts6) -> None:
     """With its address, its peers and its MAC, while IPv4 goes on undisturbed. Source: src."""
     path = paths.take("XS")
