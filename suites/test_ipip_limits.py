@@ -89,7 +89,8 @@ def test_nothing_but_unicast_of_ipv4(paths: Paths, cluster: Cluster, window: Win
     conf = {**cluster.flannel.net_conf, "EnableIPv6": True, "IPv6Network": NETWORK6}
     nic = node.spec.underlay.name
     argv = [FLANNELD, f"--etcd-endpoints={etcd.endpoint}", f"--etcd-prefix={OTHER_PREFIX}", f"--iface={nic}"]
-    argv = ["timeout", f"{REFUSED_SECONDS:.0f}", *argv, "--subnet-file=/run/flannel/ipip-11.env"]
+    argv += ["--subnet-file=/run/flannel/ipip-11.env", "--iptables-forward-rules=false"]
+    argv = ["timeout", f"{REFUSED_SECONDS:.0f}", *argv]
     try:
         node.run(["ip", "-6", "address", "add", ADDRESS6, "dev", nic, "nodad"])
         etcd.put(f"{OTHER_PREFIX}/config", json.dumps(conf))

@@ -88,7 +88,7 @@ class Transfer:
         return self.size / self.seconds if self.seconds else 0.0
 
 
-def post(source: Place, target: Target, size: int, *, wait: int = 5, segment: int = 0) -> Transfer:
+def post(source: Place, target: Target, size: int, *, wait: int = 15, segment: int = 0) -> Transfer:
     """Send so many random bytes to the test application.
 
     It is given up where nothing moves for `wait` seconds.  `segment` is the most that one packet may carry, in bytes;
@@ -97,7 +97,7 @@ def post(source: Place, target: Target, size: int, *, wait: int = 5, segment: in
     return _transfer(source, target, up=size, wait=wait, segment=segment)
 
 
-def fetch(source: Place, target: Target, size: int, *, wait: int = 5) -> Transfer:
+def fetch(source: Place, target: Target, size: int, *, wait: int = 15) -> Transfer:
     """Fetch so many bytes from the test application; see `post`."""
     return _transfer(source, target, down=size, wait=wait)
 
