@@ -25,7 +25,7 @@ name=$1 words=$*
 while [ $# -gt 0 ]; do
     case $1 in
         --reports)
-            case $2 in *manifests*) folder=$2 ;; *) folder=$2/$name ;; esac
+            case $2 in *manifests* | *full*) folder=$2 ;; *) folder=$2/$name ;; esac
             mkdir -p "$folder"
             cp "$JUNIT" "$folder/junit.xml"
             ;;
@@ -143,12 +143,13 @@ def test_every_stage_runs_for_everybody_and_all_is_counted(checkout: Checkout) -
     for user in USERS:
         assert f"check {user}" in checkout.calls()
         plain = [call for call in runs(checkout, user, "vxlan") if "clab" not in call.split()]
+        plain = [call for call in plain if "--full" not in call.split()]
         assert ["guest" in call.split() for call in plain] == [False, True]
         assert len(runs(checkout, user, "wireguard")) == 1
     root = os.getuid() == 0  # who alone can have containers
-    # The manifests', each user's, the containers', the tests': two passed and one skipped in each.
-    reports = 4 + 3 * len(USERS) + root + 1
-    alone = 2 + len(USERS)  # packages, style, and each user's check
+    # The manifests', each user's, the containers', every row's, the tests': two passed and one skipped in each.
+    reports = 4 + 3 * len(USERS) + root + 1 + 1
+    alone = 2 + len(USERS) + 1  # packages, style, each user's check, the mutants
     skipped = reports + (not root)
     assert f" {2 * reports + alone} passed, 0 failed, {skipped} skipped in " in said.splitlines()[-1], said
 
