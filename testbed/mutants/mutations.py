@@ -178,8 +178,9 @@ def load_mutations(path: Path | None = None) -> Mapping[str, Mutation]:
     path = path or mutations_path()
     found: dict[str, Mutation] = {}
     faults: list[Fault] = []
+    checks = implemented()
     for file in sorted(path.glob("*.yaml")) if path.is_dir() else [path]:
-        mutations, wrong = _load(file)
+        mutations, wrong = _load(file, checks)
         faults += wrong
         for mutation, place in mutations:
             if mutation.id in found:
@@ -190,7 +191,7 @@ def load_mutations(path: Path | None = None) -> Mapping[str, Mutation]:
     return found
 
 
-def _load(path: Path) -> tuple[list[tuple[Mutation, Fault]], list[Fault]]:
+def _load(path: Path, checks: Container[str]) -> tuple[list[tuple[Mutation, Fault]], list[Fault]]:
     """The mutations of a file, each with the place of its id, and what is wrong with the file."""
     documents, faults = parse(read_text(str(path), what="list of mutations"), str(path))
     if faults or len(documents) != 1:
@@ -201,7 +202,6 @@ def _load(path: Path) -> tuple[list[tuple[Mutation, Fault]], list[Fault]]:
     except ValidationError as error:
         details = error.errors(include_url=False)
         return [], [document.fault(tuple(one["loc"]), _what(one)) for one in details]
-    checks = implemented()
     for number, mutation in enumerate(content):
         faults += _strangers(document, number, mutation, checks)
     return [(one, document.fault((number, "id"), "")) for number, one in enumerate(content)], faults
