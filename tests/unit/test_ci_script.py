@@ -102,6 +102,7 @@ class Checkout:
             "KERNEL": str(self.folder / "cache/0123/linux"),
             "PYTHON": sys.executable,
             "TMPDIR": str(self.folder),
+            "CI_APT": "no-such-apt",
             "CI_DOCKERD": "sh",  # one that there is
         }
         return subprocess.Popen(
@@ -161,7 +162,7 @@ needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can start a 
 def test_containers_run_on_an_engine_of_their_own_that_is_removed(checkout: Checkout) -> None:
     code, said = checkout.ci()
     assert code == 0, said
-    [run] = runs(checkout, "--lab", "clab")
+    [run] = runs(checkout, "vxlan", "clab")
     assert run.startswith("run 0 vxlan vxlan_direct host_gw udp -- --lab clab ")
     calls = checkout.calls()
     up, down = (call for call in calls if call.startswith("engine "))
@@ -188,7 +189,7 @@ def test_an_engine_that_does_not_start_fails_and_runs_nothing_on_it(checkout: Ch
     code, said = checkout.ci(ENGINE_EXIT="2")
     assert code == 2
     assert "FAILED containers: vxlan vxlan_direct host_gw udp: exit 2" in said
-    assert not runs(checkout, "--lab", "clab")
+    assert not runs(checkout, "vxlan", "clab")
 
 
 @needs_root
@@ -203,7 +204,7 @@ def test_without_what_containers_need_their_stage_is_skipped_by_name(
     assert code == 0, said
     [line] = [line for line in said.splitlines() if line.startswith("SKIPPED containers: vxlan")]
     assert why in line
-    assert not runs(checkout, "--lab", "clab")
+    assert not runs(checkout, "vxlan", "clab")
     assert not [call for call in checkout.calls() if call.startswith("engine ")]
 
 
