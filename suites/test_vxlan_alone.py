@@ -26,7 +26,7 @@ VALID, WITH_GROUP = 0x08, 0x88
 PEER = list(NETWORK.subnets(new_prefix=24))[200]
 SECONDS = 15.0
 REFUSED_SECONDS = 5.0
-HOLDER = "import socket, sys, time; s = socket.socket(2, 2); s.bind(('', int(sys.argv[1]))); time.sleep(600)"
+HOLDER = "import signal, socket, sys; s = socket.socket(2, 2); s.bind(('', int(sys.argv[1]))); signal.pause()"
 ERROR = re.compile(r"[EF]\d{4} ")
 STARTED = "CLI flags config"
 """What every flanneld logs first."""
