@@ -50,11 +50,11 @@ def test_device_carries_ip_alone(path: Path, cluster: Cluster, window: Window) -
     """No MACs on the device, and the ping on it is the pod's own. Source: S1."""
     nonce = Nonce.new()
     ping(path.source, path.address, nonce=nonce, count=PINGS)
-    sent = requests(window.packets(f"{path.source.name}:eth0", nonce, at_least=PINGS))
+    sent = requests(window.packets(f"{path.source.name}:eth0", nonce, at_least=2 * PINGS))
     original = [(p.icmp, p.payload) for p in sent[:PINGS]]
     for node in (path.source_node, path.target_node):
         place = f"{node.name}:{cluster.flannel.tunnel_device}"
-        seen = window.packets(place, nonce, at_least=PINGS)
+        seen = window.packets(place, nonce, at_least=2 * PINGS)
         assert all(p.ether is None for p in seen), f"{place}: a frame, not an IP packet"
         found = [(p.icmp, p.payload) for p in requests(seen)]
         assert found == original, f"{place}: not the ping that the pod sent: {found}"
