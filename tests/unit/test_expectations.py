@@ -16,9 +16,9 @@ from testbed import verdicts
 from testbed.checks import load_catalogue
 from testbed.commands.checks import checks, listing, reason_on
 from testbed.errors import Exit, InputError
+from testbed.flannelspec import BACKENDS
 from testbed.labs.base import Result
 from testbed.nodes.undertest import implementations
-from testbed.flannelspec import BACKENDS
 from testbed.report.expectations import Expectation, Implementation, judged, load_expectations, within
 from testbed.report.junit import to_junit
 from testbed.report.record import Outcome, RunRecord, Verdict
