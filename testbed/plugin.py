@@ -63,9 +63,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--manifest", metavar="FILE", help="a kube-flannel.yml that says what is deployed and expected")
     add("--flanneld", action="append", default=[], metavar="[NODE=]PATH", help="the flanneld to put under test")
     add("--cni-plugin", action="append", default=[], metavar="[NODE=]PATH", help="the CNI plugin to put under test")
-    add("--path-trace", nargs=2, action="append", default=[], metavar=("SRC", "DST"), help="follow a packet")
+    way = "follow a packet between two ends (worker1/client worker3/testapp) once the lab is up"
+    add("--path-trace", nargs=2, action="append", default=[], metavar=("SRC", "DST"), help=way)
     add("--pause-on-fail", action="store_true", help="stop where a check fails, with the lab up, and go on by Enter")
-    add("--pause-timeout", type=float, metavar="SECONDS", help="go on by itself after so long")
+    add("--pause-timeout", type=float, metavar="SECONDS", help="of --pause-on-fail: go on by itself")
     add("--keep", action="store_true", help="leave the lab up at the end")
     add("--name", metavar="ID", help="the lab's name; default: the run's and a hash of the folder")
     add("--reports", metavar="DIR", help="where the report goes; default reports/NAME")

@@ -198,7 +198,8 @@ class _OptionList:
 
     def addoption(self, *names: str, **attributes: Any) -> None:
         """Keep an option's names and its help."""
-        value = "" if str(attributes.get("action", "")).startswith("store_") else attributes.get("metavar", "VALUE")
+        metavar = "" if str(attributes.get("action", "")).startswith("store_") else attributes.get("metavar", "VALUE")
+        value = metavar if isinstance(metavar, str) else " ".join(metavar)
         help_text = str(attributes.get("help", "")).replace("%default", str(attributes.get("default")))
         self.rows.append((" ".join(filter(None, (", ".join(names), value))), help_text))
 

@@ -150,6 +150,12 @@ def test_each_of_several_runs_has_reports_of_its_own() -> None:
     assert run_command.with_reports_apart("udp", ["--reports=out"]) == ["--reports=out/udp"]
 
 
+def test_help_of_a_run_shows_options_with_what_each_takes() -> None:
+    shown = run_command.suite_options()
+    for option in ("--path-trace SRC DST  ", "--pause-on-fail  ", "--full  ", "--net-conf KEY=VALUE  "):
+        assert option in shown
+
+
 SUITE_PLUGIN = """
 def pytest_addoption(parser):
     parser.addoption("--backend", required=True)
