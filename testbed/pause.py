@@ -48,8 +48,16 @@ def commands(options: RunOptions, outcome: Outcome) -> list[str]:
     lines += [f"testbed shell {name} {place}" for place in dict.fromkeys([*ends, *nodes]) if place]
     lines += [f"testbed capture {name} {node}:eth0" for node in nodes[-1:]]
     if len(ends) == 2:
-        lines.append(f"testbed trace {name} {ends[0]} {ends[1]}")
+        lines.append(f"testbed trace {name}{_like_the_lost(outcome)} {ends[0]} {ends[1]}")
     return lines
+
+
+def _like_the_lost(outcome: Outcome) -> str:
+    """Options for a trace by such a packet as was traced behind the check: a small one may come through."""
+    packet = ((outcome.evidence or {}).get("trace") or {}).get("packet")
+    if not packet:
+        return ""
+    return f" --proto {packet['protocol']} --size {packet['size']}{' --df' * packet['dont_fragment']}"
 
 
 def pause(options: RunOptions, outcome: Outcome, folder: str, say: Say) -> None:

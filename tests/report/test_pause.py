@@ -7,6 +7,7 @@ import pty
 import select
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -32,6 +33,14 @@ def test_the_commands_get_in_at_both_ends() -> None:
         "testbed capture --name mine worker3:eth0",
         "testbed trace --name mine worker1/client worker3/testapp",
     ]
+
+
+def test_the_trace_is_by_such_a_packet_as_was_lost() -> None:
+    packet = {"protocol": "icmp", "size": 9072, "dont_fragment": True}
+    lost = replace(FAILED, evidence={"trace": {"packet": packet}})
+    assert pause.commands(options(), lost)[-1] == (
+        "testbed trace --name mine --proto icmp --size 9072 --df worker1/client worker3/testapp"
+    )
 
 
 def test_a_check_without_a_path_has_no_trace() -> None:
