@@ -79,7 +79,8 @@ class Screen:
             # Markup is off: ids and names of ends have square brackets.
             last = TextColumn("{task.description}", markup=False)
             self._bar = Progress(*columns, last, console=self.console, transient=True)
-            self._bar.add_task("", total=total)
+            # A bar that comes back, behind a pause, is drawn at once, so it has to be right from the start.
+            self._bar.add_task(outcome.item, completed=done, total=total)
             self._bar.start()
         self._bar.update(self._bar.task_ids[0], completed=done, total=total, description=outcome.item)
 

@@ -278,3 +278,20 @@ def test_the_table_and_the_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "skipped A-3: needs the moon" in text
     assert "not as expected: something" in text
     assert "\x1b" not in text
+
+
+def test_a_bar_that_comes_back_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    screen = Screen(stream)
+    screen.outcome(outcome("A-1"), 1, 3)
+    screen.close_bar()
+    behind = stream.tell()
+    screen.outcome(outcome("A-2"), 2, 3)
+    screen.close_bar()
+    assert "1/3" in stream.getvalue()[:behind]
+    shown = stream.getvalue()[behind:]
+    assert "2/3" in shown
+    assert "0/3" not in shown
