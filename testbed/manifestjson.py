@@ -54,9 +54,13 @@ class JsonText:
         return ""
 
     def fault(self, key: str, what: str, hint: str = "") -> Fault:
-        """A fault of a key, written `Backend.VNI`; on the line where the key's last part is first written."""
-        name = re.split(r"[.\[]", key)[-1] if "[" not in key else key.split("[")[0]
-        match = re.search(rf'"{re.escape(name)}"\s*:', self.text, re.IGNORECASE) if name else None
+        """A fault of a key, written `Backend.VNI`; on the line where the key's last part is first written.
+
+        Where that is missing it is the line of the part before it.
+        """
+        names = re.split(r"[.\[]", key) if "[" not in key else [key.split("[")[0]]
+        found = (re.search(rf'"{re.escape(name)}"\s*:', self.text, re.IGNORECASE) for name in reversed(names) if name)
+        match = next(filter(None, found), None)
         line = self.text.count("\n", 0, match.start()) + 1 if match else 1
         return self._fault_on(line, what, hint, key)
 

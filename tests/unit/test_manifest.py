@@ -105,6 +105,12 @@ def test_a_comment_in_the_second_seeds_net_conf() -> None:
     assert fault.hint == "JSON has no comments"
 
 
+def test_what_is_missing_is_on_the_line_of_what_should_hold_it() -> None:
+    text = changed('"Type": "vxlan",', "")
+    [fault] = faults_of(text)
+    assert (fault.line, fault.key) == (line_of(text, '"Backend"'), "net-conf.json: Backend.Type")
+
+
 def test_every_fault_at_once() -> None:
     text = changed('"VNI": 4000,', '"VNI": "4000",').replace('"name": "cbr0",', "")
     text = text.replace("- --ip-masq", "- --ip-mask").replace('value: "5000"', "value: 5000")
