@@ -99,7 +99,7 @@ def one_of(option: str, value: str, here: Sequence[str], known: Sequence[str], f
     if value not in known:
         faults.append(Fault("command line", 0, option, f"{value!r} is not known", f"one of {', '.join(known)}"))
     elif value not in here:
-        faults.append(Fault("command line", 0, option, f"{value} does not work yet", f"use {here[0]}"))
+        faults.append(Fault("command line", 0, option, f"{value} does not work yet", f"use {' or '.join(here)}"))
     return value
 
 

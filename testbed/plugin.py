@@ -70,7 +70,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--keep", action="store_true", help="leave the lab up at the end")
     add("--name", metavar="ID", help="the lab's name; default: the run's and a hash of the folder")
     add("--reports", metavar="DIR", help="where the report goes; default reports/NAME")
-    add("--lab", default="netns", metavar="KIND", help=f"{', '.join(LABS)}; default netns")
+    add("--lab", default="netns", metavar="KIND", help=f"{' or '.join(LABS_HERE)}; default netns")
     add("--image", default="", metavar="NAME", help="containers' image: host, full or one of the engine's own")
     add("--image-prefix", default="", metavar="MIRROR/", help="pull leaves' and spines' FRR from a registry mirror")
     add("--full", action="store_true", help="every row of the catalogue; default: its smoke part, or what -k chooses")
