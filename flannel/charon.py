@@ -27,6 +27,8 @@ _FOLDER = "/run/flannel"
 _PID_FILE = "/run/charon.pid"
 #: Seconds until charon serves at the latest, between two tries, and for its end.
 _SERVES_WITHIN, _RETRY, _ENDS_WITHIN = 10.0, 1.0, 5.0
+#: Seconds that a peer has which is to begin, until this node does.
+_PEER_BEGINS_WITHIN = 2.0
 _UPDOWN = "child-updown"
 
 
@@ -57,6 +59,7 @@ class Charon:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._wanted: dict[str, dict[str, Any]] = {}
         self._told: dict[str, dict[str, Any]] = {}
+        self._due: dict[str, float] = {}  # when connections are begun that their peers should have begun by then
         self._vici: Vici | None = None
         self._process = self._handle = -1
         self._looking = self._stopping = False
@@ -159,7 +162,7 @@ class Charon:
             log.error(f"ipsec: {why}; trying again")
         self._complaint = why
         self._hang_up()
-        self._wait(_RETRY)
+        self._wait(_RETRY, ended=False)
 
     def _step(self) -> None:
         """Do what is due, then wait for more: a word of `want` or `look`, charon's, or its end."""
@@ -175,14 +178,15 @@ class Charon:
         if self._looking:
             self._looking = False
             self._revive(self._vici)
+        self._begin_due(self._vici)
         for event in self._vici.events():
             self._replace_left(event)
-        self._wait(None)
+        self._wait(max(0.0, min(self._due.values()) - time.monotonic()) if self._due else None)
 
     def _hang_up(self) -> None:
         if self._vici is not None:
             self._vici.close()
-        self._vici, self._told = None, {}
+        self._vici, self._told, self._due = None, {}, {}
 
     def _call(self) -> Vici:
         """Wait for charon to serve. Raises ViciError where it does not in time, or ends."""
@@ -195,8 +199,9 @@ class Charon:
                     raise
             pause = min(2 * pause, 0.2)
 
-    def _wait(self, seconds: float | None) -> None:
-        handles = [self._wake, *(handle for handle in (self._handle,) if handle >= 0 and seconds is None)]
+    def _wait(self, seconds: float | None, *, ended: bool = True) -> None:
+        """Wait for a word or an event; with `ended` also for charon's end."""
+        handles = [self._wake, *(handle for handle in (self._handle,) if handle >= 0 and ended)]
         if self._vici is not None:
             handles.append(self._vici.fileno())
         if not self._stopping:
@@ -214,6 +219,7 @@ class Charon:
             except ViciError as error:
                 log.debug(f"ipsec: {name} had no association to end: {error}")
             del self._told[name]
+            self._due.pop(name, None)
         for name, connection in wanted.items():
             if self._told.get(name) == connection:
                 continue
@@ -224,6 +230,18 @@ class Charon:
             except ViciRefused as error:  # the others are none the worse for it
                 log.error(f"ipsec: {name}: {error}")
             self._told[name] = connection
+            if all(child["start_action"] == "none" for child in connection["children"].values()):
+                self._due[name] = time.monotonic() + _PEER_BEGINS_WITHIN
+
+    def _begin_due(self, vici: Vici) -> None:
+        """Begin what a peer has not begun, such as one that knew too early of this node, or not at all."""
+        now = time.monotonic()
+        for name in [name for name, when in self._due.items() if when <= now]:
+            del self._due[name]
+            sections = vici.stream("list-sas", "list-sa", {"ike": name})
+            if not any(child.connection == name for section in sections for child in _children(section)):
+                for child in self._told[name]["children"]:
+                    vici.ask("initiate", {"ike": name, "child": child, "timeout": "-1"})
 
     # -- associations --------------------------------------------------------------------------------------------------
 
@@ -308,11 +326,15 @@ def _remove_stale_pid() -> None:
 def connection(
     here: IPv4Address, own: str, there: IPv4Address, subnet: str, *, proposals: tuple[str, str], encap: bool
 ) -> tuple[str, dict[str, Any]]:  # fmt: skip
-    """A connection to a peer as VICI has it, with its name. `proposals` are those of IKE and of ESP."""
+    """A connection to a peer as VICI has it, with its name. `proposals` are those of IKE and of ESP.
+
+    The node with the lower address begins. Where both begin at once each may take the other's first contact for a new
+    start, and end the one association that the other goes on to use.
+    """
     child = {
         "local_ts": [own], "remote_ts": [subnet], "esp_proposals": [proposals[1]],
-        "start_action": "start", "close_action": "trap", "dpd_action": "restart", "mode": "tunnel",
-        "reqid": str(xfrm.REQID), "rekey_time": "1h", "policies": "no",
+        "start_action": "start" if here < there else "none", "close_action": "trap", "dpd_action": "restart",
+        "mode": "tunnel", "reqid": str(xfrm.REQID), "rekey_time": "1h", "policies": "no",
     }  # fmt: skip
     made = {
         "local_addrs": [str(here)], "remote_addrs": [str(there)], "proposals": [proposals[0]], "version": "2",

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,51 @@ def test_what_an_earlier_charon_left_goes_once_there_is_a_new_pair(monkeypatch: 
     made._replace_left({"up": "yes", "c": pair})
     assert made._left == {Association(ADDRESS, other, 3)}
     assert len(gone) == 2
+
+
+def starts(here: IPv4Address, there: IPv4Address) -> str:
+    proposals = ("aes256-sha256-modp4096", "aes128gcm16-sha256-prfsha256-ecp256")
+    _, made = connection(here, "10.244.1.0/24", there, "10.244.2.0/24", proposals=proposals, encap=False)
+    ((_, settings),) = made["children"].items()
+    return str(settings["start_action"])
+
+
+def test_one_of_two_nodes_begins() -> None:
+    assert {starts(ADDRESS, ADDRESS + 1), starts(ADDRESS + 1, ADDRESS)} == {"start", "none"}
+
+
+class Asked:
+    """charon, with these associations."""
+
+    def __init__(self, *connections: str) -> None:
+        child = {"state": "INSTALLED", "name": "x", "uniqueid": "1", "spi-in": "1", "spi-out": "2"}
+        self.sections = [{name: {"child-sas": {"x-1": child}}} for name in connections]
+        self.begun: list[str] = []
+
+    def stream(self, command: str, event: str, message: dict[str, Any]) -> list[dict[str, Any]]:
+        return [section for section in self.sections if message["ike"] in section]
+
+    def ask(self, command: str, message: dict[str, Any]) -> dict[str, Any]:
+        if command == "initiate":
+            self.begun.append(f"{message['ike']} {message['child']}")
+        return {}
+
+
+def test_what_the_peer_has_not_begun_in_time_is_begun_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = charon.Charon("/nowhere", str(ADDRESS + 9), PSK, str(tmp_path))
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    children = {"children": {"x": {"start_action": "none"}}, "remote_addrs": ["192.168.50.2"]}
+    own = {"children": {"x": {"start_action": "start"}}, "remote_addrs": ["192.168.50.99"]}
+    vici = Asked("there")
+    made._tell(vici, {"there": children, "not-there": children, "own": own})  # type: ignore[arg-type]
+    made._begin_due(vici)  # type: ignore[arg-type]
+    assert vici.begun == [], "the peer has time left"
+    now += charon._PEER_BEGINS_WITHIN
+    made._begin_due(vici)  # type: ignore[arg-type]
+    assert vici.begun == ["not-there x"]
+    made._begin_due(vici)  # type: ignore[arg-type]
+    assert len(vici.begun) == 1, "once"
 
 
 def test_a_connection_has_upstream_s_settings() -> None:
