@@ -44,13 +44,16 @@ if TYPE_CHECKING:
 MOST_IN_FULL = 20
 """How many failures of a run have everything gathered."""
 
-WHAT = ("links", "addresses", "fdb", "neighbours", "routes", "rules", "conntrack", "sockets", "sysctls", "flanneld")
-"""What is gathered of a node, as files are called: `worker1.routes.txt`."""
+WHAT = (
+    *("flanneld", "links", "addresses", "fdb", "neighbours", "routes", "rules", "associations"),
+    *("conntrack", "sockets", "sysctls"),
+)
+"""What is gathered of a node, as files are called (`worker1.routes.txt`); what tells most comes first."""
 
 MOST_BYTES, MOST_PCAP, MOST_PCAPS = 1 << 18, 1 << 20, 8 << 20
 """Bytes of what one command printed, of one interface's packets, and of the packets of all of them."""
 
-GATHER_SECONDS = 3.0
+GATHER_SECONDS = 8.0
 """How long the commands on a node may take together."""
 
 _ROUTING = ("links", "addresses", "neighbours", "routes")
@@ -84,16 +87,17 @@ def commands_of(rules: str) -> Mapping[str, Command]:
     """What is asked of a node, by what it is called. What is long is cut at its end, a log at its beginning."""
     listing = "nft list ruleset" if rules == "nftables" else f"{rules}-save -c; nft list ruleset 2>&1"
     shell = {
+        "flanneld": "cat /var/log/flanneld.log",
         "links": "ip -s -d link",
         "addresses": "ip -d address",
         "fdb": "bridge -s -d fdb; bridge -d link",
         "neighbours": "ip -s neighbour show nud all",
         "routes": "ip rule; ip route show table all; ip -6 rule; ip -6 route show table all; ip nexthop",
         "rules": listing,
+        "associations": "ip -s xfrm state list nokeys; ip -s xfrm policy; cat /proc/net/xfrm_stat; wg show",
         "conntrack": "conntrack -L -o extended; conntrack -S",
         "sockets": "ss -a -n -p -e -t -u -w",
         "sysctls": "sysctl -a -r '^net[.](ipv4[.](ip_|conf[.]|fib_|icmp_)|ipv6[.]conf[.]all|netfilter)' 2>/dev/null",
-        "flanneld": "cat /var/log/flanneld.log",
     }
     return {what: Command(("sh", "-c", line), keep_end=what == "flanneld") for what, line in shell.items()}
 
