@@ -93,6 +93,12 @@ class Following:
             self._captures, self._window = made, made.window()
         return made
 
+    @pytest.fixture(autouse=True)
+    def _captured(self, request: pytest.FixtureRequest) -> None:
+        """Have captures from the first check of a lab on, whether that looks at them or not: it may fail."""
+        if request.node.get_closest_marker("check") is not None and "cluster" in request.fixturenames:
+            request.getfixturevalue("captures")
+
     def pytest_assertion_pass(self, item: pytest.Item, lineno: int, orig: str, expl: str) -> None:
         """Note what held, and with which values."""
         compared, self._compared = self._compared, None

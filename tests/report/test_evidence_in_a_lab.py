@@ -64,7 +64,8 @@ def test_a_check_is_held_for_what_it_leaves_behind(run_in_a_lab: Runner) -> None
         "POD-06": False,
     }, leaked  # fmt: skip
     assert leaked["LSE-02"] == ["master1: + route 10.9.0.0/24 dev eth0 proto 3"]
-    assert "worker1: + rules ip saddr 192.0.2.1 counter drop" in leaked["LSE-05"], leaked
+    rule = "worker1: + rules table ip filter chain INPUT | ip saddr 192.0.2.1 counter drop"
+    assert rule in leaked["LSE-05"], leaked
     assert any(line.startswith("worker1/client: + sysctl eth0 ") and "rp_filter 1" in line for line in leaked["LSE-05"])
     assert "worker2/left: + the network of worker2/left" in leaked["POD-01"]
     assert {check["verdict"] for check in ended.whole["checks"]} == {"held"}
@@ -101,7 +102,7 @@ def test_everything_about_a_failure_is_kept(run_in_a_lab: Runner) -> None:
     assert (before["source"], before["target"], before["delivered"]) == ("worker1/client", "worker3/testapp", True)
     told = ["it goes on after 0.5 s", "going on", "delivered, and answered"]
     told.append(f"testbed shell --name {ended.name} worker3/testapp")
-    told.append(f"testbed trace --name {ended.name} worker1/client worker3/testapp")
+    told.append(f"testbed trace --name {ended.name} --proto icmp --size 56 worker1/client worker3/testapp")
     for said in told:
         assert said in ended.output, ended.output
     assert json.dumps(check)
