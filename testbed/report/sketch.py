@@ -78,7 +78,8 @@ def of(cluster: Cluster, facts: Facts, versions: Mapping[str, str]) -> dict[str,
 
 
 def _subnet(node: str, cluster: Cluster) -> str:
-    return str(_attempt(lambda: cluster.pod_cidr(node)) or "")
+    cidr = cluster.pod_cidr if cluster.flannel.ipv4 else cluster.pod_cidr6
+    return str(_attempt(lambda: cidr(node)) or "")
 
 
 def _pod(pod: Pod, facts: Facts) -> dict[str, Any]:
