@@ -12,6 +12,7 @@ import pytest
 from testbed.errors import LabError
 from testbed.labs import netns
 from testbed.labs.netns import NetnsLab
+from testbed.nodes.fabric import wait_converged
 from testbed.statewatch import StateWatch, differences
 from testbed.topology import load_topology
 from tests.labs.helpers import unique
@@ -80,6 +81,7 @@ def lab() -> Iterator[NetnsLab]:
     except LabError as error:
         pytest.skip(str(error))
     lab = netns.bring_up(load_topology("flat", unique("watch")))
+    wait_converged(lab)  # a route that comes late is a change, too
     node = first(lab)
     for command in PREPARED:
         node.run(command.split())
