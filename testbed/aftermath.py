@@ -19,7 +19,7 @@ from testbed.report.parts import CHECKS
 from testbed.report.record import Outcome, Verdict
 from testbed.report.write import safe_name, save_artefacts
 from testbed.runstate import Run
-from testbed.statewatch import State, StateWatch, differences, tunnel_devices, with_tunnels_named
+from testbed.statewatch import State, StateWatch, as_it_is, differences, tunnel_devices, with_tunnels_named
 
 if TYPE_CHECKING:
     from _pytest.fixtures import FixtureDef, SubRequest
@@ -44,10 +44,6 @@ def check_ends(lab: LabSpec, traces: Sequence[tuple[str, str]]) -> None:
     found += [Fault("command line", 0, "--path-trace", f"both ends are {a}") for a, b in traces if a == b]
     if found:
         raise InputError(faults=found)
-
-
-def _as_it_is(state: State) -> State:
-    return state
 
 
 class Aftermath:
@@ -135,7 +131,7 @@ class Aftermath:
     def _left_changed(self, watch: StateWatch, *, disruptive: bool) -> list[str]:
         """What is another way than before the check; from now on that is how it is."""
         before, after = self.state, watch.read()
-        seen_as = self._but_for_macs if disruptive else _as_it_is
+        seen_as = self._but_for_macs if disruptive else as_it_is
         if after != before:
             after = watch.settled(before, DISRUPTIVE_SECONDS if disruptive else GRACE_SECONDS, seen_as)
         self.state = after

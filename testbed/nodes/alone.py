@@ -143,8 +143,7 @@ class Alone:
 
     def clear_leases(self) -> None:
         """Forget its leases; the configuration stays."""
-        for key in self.etcd.under(f"{PREFIX}/subnets/"):
-            self.etcd.delete(key)
+        self.etcd.delete_all(self.etcd.under(f"{PREFIX}/subnets/"))
 
     def clear(self) -> None:
         """Forget what its network has in etcd."""
