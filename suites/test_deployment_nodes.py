@@ -113,7 +113,7 @@ def test_default_interface_is_the_default_route_s(cluster: Cluster, facts: Facts
     if any(word.startswith(("--iface", "--public-ip")) for word in cluster.flannel.args):
         pytest.skip("flanneld is told its interface")
     for node in cluster.members:
-        answer = json.loads(node.run(["ip", "-j", "route", "get", "1.1.1.1"]).stdout)
+        answer = json.loads(node.run(["ip", "-j", "route", "get", str(cluster.lab.spec.outside.ip)]).stdout)
         source = answer[0]["prefsrc"]
         cidr = str(cluster.pod_cidr(node.name)).replace("/", "-")
         published = [one["value"]["PublicIP"] for one in cluster.leases().values() if cidr in one["key"]]
