@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from ipaddress import IPv4Network
 from typing import Any
 
-import pytest
-
 from testbed.checks import check
 from testbed.deadline import Deadline
-from testbed.nodes.alone import NETWORK, SECOND, Alone, flanneld_alone
+from testbed.nodes.alone import NETWORK, SECOND, Alone
 from testbed.nodes.deploy import Cluster
 
 BACKENDS = {
@@ -26,15 +24,6 @@ BACKENDS = {
     "extension": {},
 }
 """Each type that flannel has, with the keys that it cannot do without."""
-
-
-@pytest.fixture
-def alone(cluster: Cluster) -> Iterator[Alone]:
-    """A flanneld of the check's own."""
-    with flanneld_alone(cluster) as found:
-        if found is None:
-            pytest.skip("a flanneld of a check's own keeps its leases in etcd")
-        yield found
 
 
 def chosen(alone: Alone, *args: str) -> str:

@@ -11,9 +11,9 @@ from testbed.flannelspec import NFTABLES
 from testbed.labs.base import Node
 from testbed.nodes.deploy import Cluster
 from testbed.probes.capture import Window
-from testbed.probes.conntrack import Connection, read_connections
+from testbed.probes.conntrack import connections_between
 from testbed.probes.detour import detour
-from testbed.probes.flows import Nonce, Target, http_get, ping
+from testbed.probes.flows import Nonce, http_get, ping
 from testbed.probes.rules import read_nft_table, read_table
 
 CHAIN = "FLANNEL-POSTRTG"
@@ -78,12 +78,6 @@ def nft_rules(cluster: Cluster, facts6: Facts6, node: Node) -> list[str]:
     ]
 
 
-def connections(node: Node, protocol: str, source: Target, target: Target) -> list[Connection]:
-    """What a node tracks from one IPv6 address to another."""
-    found = read_connections(node, "ipv6")
-    return [c for c in found if (c.protocol, c.original.src, c.original.dst) == (protocol, source, target)]
-
-
 @check("V6-13")
 def test_pods_keep_their_addresses(path: Path) -> None:
     """Pod to remote pod is not translated: both directions tracked are mirrors. Source: src."""
@@ -91,7 +85,7 @@ def test_pods_keep_their_addresses(path: Path) -> None:
     answer = http_get(path.source, target)
     assert not answer.error, answer.error
     assert answer.peer == source, f"{answer.facts}"
-    mine = [c for c in connections(path.source_node, "tcp", source, target) if c.original.sport == answer.sport]
+    mine = [c for c in connections_between(path.source_node, "tcp", source, target) if c.original.sport == answer.sport]
     assert len(mine) == 1, f"{len(mine)} connections tracked on {path.source_node.name}"
     assert not mine[0].translated, f"{mine[0]}"
 
@@ -106,7 +100,7 @@ def test_packets_to_the_outside_and_to_nodes_have_the_node_s_address(
     source, target = ends6(path)
     answer = ping(path.source, target, nonce=nonce, count=2)
     assert answer.lost == 0, answer.output
-    tracked = connections(node, "icmpv6", source, target)
+    tracked = connections_between(node, "icmpv6", source, target)
     ids = {p.icmp.id for p in window.packets(f"{path.source.name}:eth0", nonce, at_least=4) if p.icmp}
     assert {c.reply.dst for c in tracked if c.original.id in ids} == {facts6.ip(node.name)}, f"{tracked}"
     seen = window.packets(path.source_nic, nonce, at_least=4)

@@ -8,7 +8,7 @@ from testbed.fixtures6 import Facts6, ends6
 from testbed.flannelspec import OVERHEAD6
 from testbed.nodes.deploy import Cluster
 from testbed.probes.capture import Window
-from testbed.probes.flows import ICMP6_HEADERS, Nonce, http_get, ping, udp_flows
+from testbed.probes.flows import ICMP6_HEADERS, Nonce, http_get, ping, pinged, udp_flows
 from testbed.probes.iproute import counters
 from testbed.probes.packets import Decoded, Ip6
 
@@ -17,14 +17,6 @@ ETHERNET_HEADER = 14
 ECHO_REQUEST, UDP = 128, 17
 VALID = 0x08
 """The I flag of a VXLAN header: the VNI counts."""
-
-
-def round_trips6(path: Path, count: int = PINGS, *, size: int = 56) -> Nonce:
-    """Ping along the path by IPv6; every one has to be answered before the wire is looked at."""
-    nonce = Nonce.new()
-    answer = ping(path.source, ends6(path)[1], nonce=nonce, count=count, size=size)
-    assert answer.lost == 0, answer.output
-    return nonce
 
 
 def ip6_of(packet: Decoded) -> Ip6:
@@ -67,7 +59,7 @@ def test_pods_reach_each_other_by_ipv6(path: Path, cluster: Cluster, facts: Fact
 @check("V6-10", encapsulated=True)
 def test_outer_headers_are_ipv6_with_the_vni(path: Path, cluster: Cluster, facts: Facts, window: Window) -> None:
     """Node to node by IPv6 and UDP with a checksum, VXLAN with the VNI, between the second devices. Source: src."""
-    nonce = round_trips6(path)
+    nonce = pinged(path.source, ends6(path)[1], PINGS)
     here, there = path.source_node.spec.ip6, path.target_node.spec.ip6
     device = str(cluster.flannel.tunnel_device6)
     macs = [facts.link(node.name, device).mac for node in (path.source_node, path.target_node)]
@@ -89,7 +81,7 @@ def test_outer_headers_are_ipv6_with_the_vni(path: Path, cluster: Cluster, facts
 def test_inner_packet_is_the_pod_s(path: Path, window: Window) -> None:
     """Addresses, ICMPv6 and payload as sent, a hop older on the wire and two at the end, 70 bytes more. Source: src."""
     source, target = ends6(path)
-    nonce = round_trips6(path)
+    nonce = pinged(path.source, ends6(path)[1], PINGS)
 
     def requests(packets: list[Decoded]) -> list[Decoded]:
         return [p for p in packets if p.icmp and p.icmp.type == ECHO_REQUEST]
@@ -109,7 +101,7 @@ def test_inner_packet_is_the_pod_s(path: Path, window: Window) -> None:
 @check("V6-12", direct=True)
 def test_direct_packets_are_plain(path: Path, window: Window) -> None:
     """Between nodes of one subnet the pods' IPv6 packets go as they are, from NIC to NIC. Source: S0."""
-    nonce = round_trips6(path)
+    nonce = pinged(path.source, ends6(path)[1], PINGS)
     seen = window.packets(path.source_nic, nonce, at_least=2 * PINGS)
     here, there = path.source_node.spec.underlay.mac, path.target_node.spec.underlay.mac
     found = [(p.ether.src, p.ether.dst, ip6_of(p).src, ip6_of(p).dst, bool(p.icmp)) for p in seen if p.ether]

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-
-import pytest
 
 from testbed.checks import check
 from testbed.deadline import Deadline
-from testbed.nodes.alone import Alone, flanneld_alone
+from testbed.nodes.alone import Alone
 from testbed.nodes.deploy import Cluster
 
 DAY, HOUR = 86400, 3600
 SOON = 1
 FOLLOWED_SECONDS = 15.0
-
-
-@pytest.fixture
-def alone(cluster: Cluster) -> Iterator[Alone]:
-    """A flanneld of the check's own, so that nobody minds what becomes of its lease."""
-    with flanneld_alone(cluster) as found:
-        if found is None:
-            pytest.skip("Kubernetes gives a node its subnet for good")
-        yield found
 
 
 def own_key(alone: Alone) -> str:

@@ -8,12 +8,12 @@ from typing import Any
 
 from testbed.checks import check
 from testbed.fixtures import Facts, Paths
-from testbed.labs.base import Node, Place
+from testbed.labs.base import Node
 from testbed.nodes.deploy import Cluster
 from testbed.nodes.otherwise import flanneld_as, restart_flanneld
 from testbed.nodes.scratch import scratch_pod
 from testbed.probes.fabric import port_of
-from testbed.probes.flows import ICMP_HEADERS, Target, ping
+from testbed.probes.flows import ICMP_HEADERS, ping, pinged
 
 LESS = 40
 """By how many bytes the other MTU is smaller: IPv6 fits in any tunnel still, whatever a run's own is."""
@@ -35,12 +35,6 @@ def expected(cluster: Cluster, underlay: int) -> dict[str, int]:
     return {"subnet.env": mtu, **({"device": mtu} if cluster.flannel.tunnel_device else {})}
 
 
-def answers(source: Place, target: Target) -> None:
-    """Assert that a ping is answered."""
-    answer = ping(source, target, wait=1)
-    assert answer.lost == 0, answer.output
-
-
 @check("MTU-07", disruptive=True)
 def test_the_configured_mtu_is_the_underlay_s(paths: Paths, cluster: Cluster, facts: Facts) -> None:
     """Backend.MTU stands in for the underlay's, so what the tunnel takes goes off it. Source: S0, talos#13457."""
@@ -56,7 +50,7 @@ def test_the_configured_mtu_is_the_underlay_s(paths: Paths, cluster: Cluster, fa
     with flanneld_as(cluster, node, net_conf={**conf, "Backend": backend}):
         facts.eventually(lambda: look(assumed))
     facts.eventually(lambda: look(path.target_node.spec.underlay.mtu), seconds=WELL_SECONDS)
-    facts.eventually(lambda: answers(path.source, path.address), seconds=WELL_SECONDS)
+    facts.eventually(lambda: pinged(path.source, path.address, wait=1), seconds=WELL_SECONDS)
 
 
 @contextmanager
@@ -101,7 +95,7 @@ def test_another_mtu_reaches_the_device_and_new_pods(paths: Paths, cluster: Clus
         fits = ping(path.source, pod.address, size=mtu - ICMP_HEADERS, dont_fragment=True)
         assert fits.lost == 0, fits.output
     facts.eventually(lambda: look(expected(cluster, node.spec.underlay.mtu)), seconds=WELL_SECONDS)
-    facts.eventually(lambda: answers(path.source, path.address), seconds=WELL_SECONDS)
+    facts.eventually(lambda: pinged(path.source, path.address, wait=1), seconds=WELL_SECONDS)
 
 
 @check("MTU-09", disruptive=True)
@@ -116,7 +110,7 @@ def test_of_two_mtus_the_smaller_one_passes_and_more_is_told(paths: Paths, clust
         stack.callback(path.source.run, ["ip", "route", "flush", "cache"])
         stack.enter_context(small_link(cluster, node, smaller))
         pod = stack.enter_context(scratch_pod(cluster, node.name))
-        facts.eventually(lambda: answers(path.source, pod.address), seconds=WELL_SECONDS)
+        facts.eventually(lambda: pinged(path.source, pod.address, wait=1), seconds=WELL_SECONDS)
         for source, target in ((path.source, pod), (pod, path.source)):
             size = mtu - ICMP_HEADERS
             fits = ping(source, target.address, size=size, count=2, dont_fragment=True)
@@ -125,4 +119,4 @@ def test_of_two_mtus_the_smaller_one_passes_and_more_is_told(paths: Paths, clust
             assert over.received == 0, f"{source.name} to {target.name}, a byte more: {over.output}"
             told = mtu in (over.local_mtu, over.path_mtu)
             assert told, f"silence: {source.name} sends a byte more than {target.name} can take, and is not told so"
-    facts.eventually(lambda: answers(path.source, path.address), seconds=WELL_SECONDS)
+    facts.eventually(lambda: pinged(path.source, path.address, wait=1), seconds=WELL_SECONDS)

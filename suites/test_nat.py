@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
-
 import pytest
 
 from testbed.checks import check
@@ -12,7 +10,7 @@ from testbed.flannelspec import NFTABLES
 from testbed.labs.base import Node
 from testbed.nodes.deploy import Cluster
 from testbed.probes.capture import Window
-from testbed.probes.conntrack import Connection, read_connections
+from testbed.probes.conntrack import connections_between
 from testbed.probes.detour import detour
 from testbed.probes.flows import Nonce, http_get, ping
 from testbed.probes.rules import Rule, read_nft_table, read_table
@@ -96,12 +94,6 @@ def test_nftables_has_flannel_s_tables_and_nothing_else_does(cluster: Cluster) -
             assert not ours, f"{node.name}: {flavour} has {ours}"
 
 
-def connections(node: Node, protocol: str, source: IPv4Address, target: IPv4Address) -> list[Connection]:
-    """What a node tracks from one address to another."""
-    found = read_connections(node)
-    return [c for c in found if (c.protocol, c.original.src, c.original.dst) == (protocol, source, target)]
-
-
 @check("NAT-03")
 def test_pods_see_each_other_s_addresses(path: Path) -> None:
     """Pod to remote pod keeps its source: both directions tracked are mirrors. Source: S0, S4."""
@@ -109,7 +101,7 @@ def test_pods_see_each_other_s_addresses(path: Path) -> None:
     answer = http_get(source, target.address)
     assert not answer.error, answer.error
     assert (answer.pod, answer.peer) == (target.pod_name, source.address), f"{answer.facts}"
-    tracked = connections(path.source_node, "tcp", source.address, target.address)
+    tracked = connections_between(path.source_node, "tcp", source.address, target.address)
     mine = [c for c in tracked if c.original.sport == answer.sport]
     assert len(mine) == 1, f"{len(mine)} connections tracked on {path.source_node.name}"
     assert not mine[0].translated, f"{mine[0]}"
@@ -138,7 +130,7 @@ def test_packets_to_the_outside_have_the_node_s_address(path: Path, cluster: Clu
         if before is not None and after is not None:
             assert after - before == flow, f"the rule counted {after - before} packets for {flow} flows"
     ids = {p.icmp.id for p in window.packets(f"{path.source.name}:eth0", nonce, at_least=8) if p.icmp}
-    tracked = [c for c in connections(node, "icmp", path.source.address, path.address) if c.original.id in ids]
+    tracked = [c for c in connections_between(node, "icmp", path.source.address, path.address) if c.original.id in ids]
     assert len(tracked) == len(ids) == 2, f"{len(tracked)} connections tracked for {len(ids)} flows"
     assert {c.reply.dst for c in tracked} == {node.spec.ip}, f"{tracked}"
     seen = window.packets(path.source_nic, nonce, at_least=8)

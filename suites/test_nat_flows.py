@@ -8,10 +8,9 @@ import pytest
 
 from testbed.checks import check
 from testbed.fixtures import Path, Paths
-from testbed.labs.base import Node
 from testbed.nodes.deploy import Cluster
 from testbed.probes.capture import Window
-from testbed.probes.conntrack import Connection, read_connections, read_counters
+from testbed.probes.conntrack import connections_between, read_counters
 from testbed.probes.detour import detour
 from testbed.probes.flows import Nonce, http_get, ping, udp_flows
 from testbed.probes.translated import translated
@@ -29,12 +28,6 @@ def need_masquerading(cluster: Cluster) -> None:
         pytest.skip("flanneld runs without --ip-masq")
 
 
-def connections(node: Node, protocol: str, source: IPv4Address, target: IPv4Address) -> list[Connection]:
-    """What a node tracks from one address to another."""
-    found = read_connections(node)
-    return [c for c in found if (c.protocol, c.original.src, c.original.dst) == (protocol, source, target)]
-
-
 @check("NAT-04")
 def test_a_remote_pod_s_address_reaches_the_local_pod(path: Path) -> None:
     """The other way round: a remote pod asks, and its own address is seen, untranslated. Source: #964."""
@@ -42,7 +35,7 @@ def test_a_remote_pod_s_address_reaches_the_local_pod(path: Path) -> None:
     answer = http_get(there, here.address)
     assert not answer.error, answer.error
     assert (answer.pod, answer.peer) == (here.pod_name, there.address), f"{answer.facts}"
-    tracked = connections(here.node, "tcp", there.address, here.address)
+    tracked = connections_between(here.node, "tcp", there.address, here.address)
     mine = [c for c in tracked if c.original.sport == answer.sport]
     assert len(mine) == 1, f"{len(mine)} connections tracked on {here.node.name}"
     assert not mine[0].translated, f"{mine[0]}"
@@ -74,7 +67,7 @@ def test_a_pod_s_packets_to_its_own_node_are_not_translated(paths: Paths, cluste
     there = (pod.address, node.spec.ip)
     assert ends == [there, there[::-1]] * 2, f"{ends}"
     ids = {p.icmp.id for p in seen if p.icmp}
-    tracked = [c for c in connections(node, "icmp", *there) if c.original.id in ids]
+    tracked = [c for c in connections_between(node, "icmp", *there) if c.original.id in ids]
     assert len(tracked) == 1, f"{len(tracked)} connections tracked on {node.name}"
     assert not tracked[0].translated, f"{tracked[0]}"
 
@@ -106,7 +99,9 @@ def test_ports_of_masqueraded_flows_are_chosen_at_random(path: Path, cluster: Cl
     lost = sum(flow.reply is None for flow in flows)
     assert lost == 0, f"{lost} of {FLOWS} flows had no answer"
     ports = {flow.sport for flow in flows}
-    tracked = [c for c in connections(node, "udp", path.source.address, path.address) if c.original.sport in ports]
+    tracked = [
+        c for c in connections_between(node, "udp", path.source.address, path.address) if c.original.sport in ports
+    ]
     assert len(tracked) >= FLOWS, f"{len(tracked)} connections tracked for {FLOWS} flows"
     kept = sum(c.reply.dport == c.original.sport for c in tracked)
     assert kept < UNCHANGED, f"{kept} of {FLOWS} flows left by the port that they came with"

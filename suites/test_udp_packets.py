@@ -9,21 +9,13 @@ from testbed.fixtures import Facts, Path, Paths
 from testbed.nodes.deploy import Cluster
 from testbed.nodes.madeup import free_subnets
 from testbed.probes.capture import Window
-from testbed.probes.flows import Nonce, ping
+from testbed.probes.flows import Nonce, ping, pinged
 from testbed.probes.iproute import route_get
 from testbed.probes.packets import Decoded
 
 PINGS = 2
 FRAME = 98
 """Bytes of a ping's frame: Ethernet, IPv4, ICMP, and 56 of payload."""
-
-
-def pinged(path: Path) -> Nonce:
-    """Ping along the path; every ping has to be answered."""
-    nonce = Nonce.new()
-    answer = ping(path.source, path.address, nonce=nonce, count=PINGS)
-    assert answer.lost == 0, answer.output
-    return nonce
 
 
 def requests(packets: list[Decoded]) -> list[Decoded]:
@@ -68,7 +60,7 @@ def test_peers_of_every_subnet_are_treated_alike(path: Path, cluster: Cluster, w
         (route,) = route_get(node, address)
         found = (route.dst, route.gateway, route.dev) if route else None
         assert found == (network, None, device), f"{node.name}: {address} by {found}"
-    nonce = pinged(path)
+    nonce = pinged(path.source, path.address, PINGS)
     for nic in (path.source_nic, path.target_nic):
         seen = window.packets(nic, nonce, at_least=2 * PINGS)
         assert [p.encapsulated for p in seen] == [True] * 2 * PINGS, f"{nic}: {seen}"

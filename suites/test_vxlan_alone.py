@@ -7,13 +7,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import pytest
-
 from testbed.checks import check
 from testbed.deadline import Deadline
 from testbed.fixtures import Facts, Path
 from testbed.labs import interpreter
-from testbed.nodes.alone import NAME, NETWORK, UPLINK, Alone, flanneld_alone
+from testbed.nodes.alone import NAME, NETWORK, UPLINK, Alone
 from testbed.nodes.deploy import Cluster
 from testbed.nodes.madeup import random_mac
 from testbed.probes.capture import Target, Window
@@ -30,15 +28,6 @@ HOLDER = "import signal, socket, sys; s = socket.socket(2, 2); s.bind(('', int(s
 ERROR = re.compile(r"[EF]\d{4} ")
 STARTED = "CLI flags config"
 """What every flanneld logs first."""
-
-
-@pytest.fixture
-def alone(cluster: Cluster) -> Iterator[Alone]:
-    """A flanneld of the check's own."""
-    with flanneld_alone(cluster) as found:
-        if found is None:
-            pytest.skip("a flanneld of a check's own keeps its leases in etcd")
-        yield found
 
 
 @contextmanager

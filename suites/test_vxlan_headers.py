@@ -10,7 +10,7 @@ from testbed.fixtures import Facts, Path
 from testbed.labs.base import Node
 from testbed.nodes.deploy import Cluster
 from testbed.probes.capture import Window
-from testbed.probes.flows import Nonce, ping, udp_flows
+from testbed.probes.flows import Nonce, ping, pinged, udp_flows
 from testbed.probes.hops import hops
 from testbed.probes.packets import Decoded
 
@@ -27,18 +27,10 @@ def sent(path: Path, window: Window, name: str, nonce: Nonce, count: int) -> lis
     return seen
 
 
-def pinged(path: Path) -> Nonce:
-    """Ping along the path; every ping has to be answered before the wire is looked at."""
-    nonce = Nonce.new()
-    answer = ping(path.source, path.address, nonce=nonce, count=PINGS)
-    assert answer.lost == 0, answer.output
-    return nonce
-
-
 @check("VXE-07", encapsulated=True)
 def test_outer_checksum_is_as_the_device_says(path: Path, cluster: Cluster, facts: Facts, window: Window) -> None:
     """At the receiver: there and right where the device's flag says so, else none. Source: S2, measured."""
-    nonce = pinged(path)
+    nonce = pinged(path.source, path.address, PINGS)
     flag = bool(facts.link(path.source_node.name, str(cluster.flannel.tunnel_device)).data["udp_csum"])
     for packet in sent(path, window, path.target_nic, nonce, PINGS):
         assert packet.udp, f"not UDP: {packet}"

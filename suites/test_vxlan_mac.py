@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from testbed.checks import check
-from testbed.fixtures import Facts, Path, Paths
+from testbed.fixtures import Facts, Paths
 from testbed.nodes.deploy import Cluster
 from testbed.nodes.otherwise import restart_flanneld
 from testbed.nodes.restart import restart_node
-from testbed.probes.flows import ping
+from testbed.probes.flows import pinged
 
 SET_BY_HAND = "3"
 """`addr_assign_type` of a MAC that was given: the one that no policy of udev's or systemd's changes."""
@@ -40,7 +40,8 @@ def test_the_mac_outlives_what_happens_to_a_node(paths: Paths, cluster: Cluster,
         except AssertionError as error:
             put_right(cluster, facts, name, macs[name])
             raise AssertionError(f"once {what}: {error}") from error
-    facts.eventually(lambda: answers(paths.remote()), seconds=HEAL_SECONDS)  # the pod there is another one
+    path = paths.remote()  # the pod there is another one
+    facts.eventually(lambda: pinged(path.source, path.address, wait=1), seconds=HEAL_SECONDS)
 
 
 def same_mac(cluster: Cluster, facts: Facts, node: str, mac: str) -> None:
@@ -66,9 +67,3 @@ def put_right(cluster: Cluster, facts: Facts, name: str, mac: str) -> None:
             entry = ["bridge", "fdb", "delete", other, "dev", device, "dst", str(node.spec.ip)]
             member.run(entry, check=False)
     facts.forget()
-
-
-def answers(path: Path) -> None:
-    """A ping along the path has to be answered."""
-    answer = ping(path.source, path.address, wait=1)
-    assert answer.lost == 0, answer.output

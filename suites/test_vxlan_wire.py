@@ -6,20 +6,12 @@ from testbed.checks import check
 from testbed.fixtures import Facts, Path
 from testbed.nodes.deploy import Cluster
 from testbed.probes.capture import Window
-from testbed.probes.flows import Nonce, ping, udp_flows
+from testbed.probes.flows import Nonce, ping, pinged, udp_flows
 from testbed.probes.packets import Decoded, Ether, Icmp, Ip
 
 PINGS = 3
 VALID = 0x08
 """The I flag: the VNI counts. Every other bit is 0 unless a policy is configured."""
-
-
-def round_trips(path: Path, count: int = PINGS, *, size: int = 56) -> Nonce:
-    """Ping along the path; every one has to be answered before the wire is looked at."""
-    nonce = Nonce.new()
-    answer = ping(path.source, path.address, nonce=nonce, count=count, size=size)
-    assert answer.lost == 0, answer.output
-    return nonce
 
 
 def ether_of(packet: Decoded) -> Ether:
@@ -49,7 +41,7 @@ def inner_of(packet: Decoded) -> Decoded:
 @check("VXE-01", encapsulated=True)
 def test_outer_headers_are_flannel_s(path: Path, cluster: Cluster, window: Window) -> None:
     """Node to node by UDP to the Port, a VXLAN header with the VNI and nothing else. Source: S0, S2, S4."""
-    nonce = round_trips(path)
+    nonce = pinged(path.source, path.address, PINGS)
     source, target = path.source_node.spec.ip, path.target_node.spec.ip
     seen = window.packets(path.source_nic, nonce, at_least=2 * PINGS)
     assert [(ip_of(p).src, ip_of(p).dst) for p in seen] == [(source, target), (target, source)] * PINGS
@@ -64,7 +56,7 @@ def test_outer_headers_are_flannel_s(path: Path, cluster: Cluster, window: Windo
 @check("VXE-02", encapsulated=True)
 def test_outer_frames_go_to_the_next_hop(path: Path, facts: Facts, window: Window) -> None:
     """To the leaf where the peer is in another subnet, to the peer's own MAC where it is not. Source: S0, S2."""
-    nonce = round_trips(path)
+    nonce = pinged(path.source, path.address, PINGS)
     source, target = path.source_node.spec, path.target_node.spec
     away, arrived = target.underlay.mac, source.underlay.mac
     if path.kind == "XS":
@@ -85,7 +77,7 @@ def gateway_mac(facts: Facts, node: str) -> str:
 @check("VXE-03", encapsulated=True)
 def test_inner_frame_is_between_the_devices(path: Path, cluster: Cluster, facts: Facts, window: Window) -> None:
     """The inner MACs are the vxlan devices', not the pods'. Source: S0, S2."""
-    nonce = round_trips(path)
+    nonce = pinged(path.source, path.address, PINGS)
     device = str(cluster.flannel.tunnel_device)
     here, there = (facts.link(node.name, device).mac for node in (path.source_node, path.target_node))
     seen = window.packets(path.source_nic, nonce, at_least=2 * PINGS)
@@ -97,7 +89,7 @@ def test_inner_frame_is_between_the_devices(path: Path, cluster: Cluster, facts:
 def test_inner_packet_is_the_pod_s(path: Path, window: Window) -> None:
     """Addresses, ICMP and payload as the pod sent them, one hop older on the wire, two at the receiver. Source: S0."""
     source, target = path.pods
-    nonce = round_trips(path)
+    nonce = pinged(path.source, path.address, PINGS)
 
     def requests(packets: list[Decoded]) -> list[Decoded]:
         return [p for p in packets if icmp_of(p).type == 8]
@@ -117,7 +109,7 @@ def test_inner_packet_is_the_pod_s(path: Path, window: Window) -> None:
 def test_pods_speak_to_their_bridge(path: Path, cluster: Cluster, facts: Facts, window: Window) -> None:
     """The first hop is the bridge's MAC, which the pod knows by ARP; so is the last. Source: S0, S1, S3."""
     source, target = path.pods
-    nonce = round_trips(path)
+    nonce = pinged(path.source, path.address, PINGS)
     near, far = (facts.link(node.name, cluster.flannel.bridge) for node in (path.source_node, path.target_node))
     facts.forget()  # the ping has just made the pod ask for its gateway
     gateway = facts.address(path.source_node.name, cluster.flannel.bridge)
@@ -133,7 +125,7 @@ def test_pods_speak_to_their_bridge(path: Path, cluster: Cluster, facts: Facts, 
 @check("VXE-06", encapsulated=True)
 def test_overhead_is_fifty_bytes(path: Path, cluster: Cluster, window: Window) -> None:
     """A frame of 98 bytes becomes one of 148. Source: S2, S4."""
-    nonce = round_trips(path)
+    nonce = pinged(path.source, path.address, PINGS)
     seen = window.packets(path.source_nic, nonce, at_least=2 * PINGS)
     found = [(inner_of(p).length, p.length) for p in seen]
     wanted = [(98, 98 + cluster.flannel.backend.overhead)] * 2 * PINGS
@@ -143,7 +135,7 @@ def test_overhead_is_fifty_bytes(path: Path, cluster: Cluster, window: Window) -
 @check("VXE-09", encapsulated=True)
 def test_one_source_port_for_the_pings_of_a_pair(path: Path, window: Window) -> None:
     """ICMP ids are not part of the hash: several pings, one outer source port. Source: S0."""
-    nonces = [round_trips(path) for _ in range(4)]
+    nonces = [pinged(path.source, path.address, PINGS) for _ in range(4)]
     ports = {port for nonce in nonces for port in outer_ports(path, window, nonce, PINGS)}
     assert len(ports) == 1, f"outer source ports {sorted(ports)}"
 
@@ -167,7 +159,7 @@ def test_flows_have_source_ports_of_their_own(path: Path, cluster: Cluster, wind
     neighbour = next(p for p in cluster.pods.values() if p.node.name == path.source_node.name and p is not path.source)
     other = Nonce.new()
     ping(neighbour, path.address, nonce=other)
-    pair = outer_ports(path, window, round_trips(path, 1), 1)
+    pair = outer_ports(path, window, pinged(path.source, path.address), 1)
     assert set(outer_ports(path, window, other, 1)) != set(pair), "two pods, one outer source port"
 
 

@@ -18,7 +18,7 @@ from testbed.nodes.etcd import Etcd
 from testbed.nodes.madeup import etcd_of, free_subnets, made_up_leases, other_backend
 from testbed.probes.capture import Window
 from testbed.probes.encrypted import encrypted
-from testbed.probes.flows import Nonce, ping
+from testbed.probes.flows import Nonce, ping, pinged
 from testbed.probes.spoof import spoofed_ping
 from testbed.probes.wireguard import read_wireguard
 
@@ -83,7 +83,7 @@ def test_a_peer_speaks_for_its_own_subnet_alone(paths: Paths, cluster: Cluster, 
     third = next(m.name for m in cluster.members if m.name not in (path.source_node.name, path.target_node.name))
     stranger = cluster.pod_cidr(third)[77]
     foreign, own = Nonce.new(), Nonce.new()
-    facts.eventually(lambda: _answers(source, target.address), seconds=BACK_SECONDS)
+    facts.eventually(lambda: pinged(source, target.address, wait=1), seconds=BACK_SECONDS)
     spoofed_ping(path.source_node, device, stranger, target.address, nonce=foreign)
     spoofed_ping(path.source_node, device, source.address, target.address, nonce=own)
     seen = window.select(f"{target.name}:eth0", own, lambda p: bool(p.icmp and p.icmp.type == 8), at_least=3)
@@ -164,17 +164,12 @@ def test_nothing_of_vxlan_carries_packets_past_wireguard(
         facts.eventually(runs, seconds=BACK_SECONDS)
     finally:  # where it is left, only this check is to suffer from it
         path.source_node.run(["ip", "link", "delete", "flannel.1"], check=False)
-    facts.eventually(lambda: _answers(path.source, path.address), seconds=BACK_SECONDS)
+    facts.eventually(lambda: pinged(path.source, path.address, wait=1), seconds=BACK_SECONDS)
     nonce, control = Nonce.new(), Nonce.new()
     assert ping(path.source, path.address, nonce=nonce, count=3).lost == 0
     ping(path.source_node, path.target_node.spec.ip, nonce=control)
     window.absent(path.wires[0], nonce, control=control)
     assert len(encrypted(cluster, path, window, path.wires[0])) >= 6
-
-
-def _answers(source: Any, address: IPv4Address) -> None:
-    answer = ping(source, address, wait=1)
-    assert answer.lost == 0, answer.output
 
 
 @check("WG-09", disruptive=True)
@@ -184,13 +179,13 @@ def test_a_restart_of_flanneld_and_what_it_costs(
     """Nothing with the bundled flanneld; one that takes its device away has packets back soon. Source: src."""
     path = paths.take("XS")
     node = path.target_node.name
-    facts.eventually(lambda: _answers(path.source, path.address), seconds=BACK_SECONDS)
+    facts.eventually(lambda: pinged(path.source, path.address, wait=1), seconds=BACK_SECONDS)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(ping, path.source, path.address, count=COUNT, interval=EVERY)
         cluster.stop_flanneld(node)
         cluster.start_flanneld(node)
         answer = running.result()
-    facts.eventually(lambda: _answers(path.source, path.address), seconds=BACK_SECONDS)
+    facts.eventually(lambda: pinged(path.source, path.address, wait=1), seconds=BACK_SECONDS)
     figures.add("without an answer over a restart of flanneld", answer.lost * EVERY * 1000, "ms")
     if cluster.implementation(node) == "bundled":
         assert answer.lost == 0, f"{answer.lost} of {answer.sent} packets were lost over a restart"

@@ -22,6 +22,7 @@ from testbed.probes.packets import Tunnel
 from testbed.runstate import RUN
 
 if TYPE_CHECKING:
+    from testbed.nodes.alone import Alone
     from testbed.nodes.deploy import Cluster
     from testbed.nodes.pods import Pod
 
@@ -99,7 +100,7 @@ class Facts:
             known.clear()
         self._leases = None
 
-    def eventually(self, look: Callable[[], None], *, seconds: float = CONVERGED_SECONDS) -> None:
+    def eventually(self, look: Callable[[], object], *, seconds: float = CONVERGED_SECONDS) -> None:
         """Let assertions about state hold by a deadline: leases reach a node a moment after its peer has got one."""
         last: list[AssertionError] = []
 
@@ -291,6 +292,17 @@ def window(captures: Captures, cluster: Cluster, facts: Facts) -> Iterator[Windo
     view.baseline(before)
     yield view
     view.close()
+
+
+@pytest.fixture
+def alone(cluster: Cluster) -> Iterator[Alone]:
+    """A flanneld of the check's own, in a network of its own, so that nobody minds what becomes of it."""
+    from testbed.nodes.alone import flanneld_alone
+
+    with flanneld_alone(cluster) as found:
+        if found is None:
+            pytest.skip("a flanneld of a check's own keeps its leases in etcd")
+        yield found
 
 
 class Figures:

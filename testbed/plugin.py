@@ -16,7 +16,7 @@ import pytest
 from testbed import collecting, pause
 from testbed.aftermath import Aftermath, check_ends
 from testbed.errors import Exit, Fault, InputError, TestbedError
-from testbed.fixtures import captures, cluster, facts, figures, path, paths, window
+from testbed.fixtures import alone, captures, cluster, facts, figures, path, paths, window
 from testbed.fixtures6 import facts6
 from testbed.options import (
     KERNELS,
@@ -46,7 +46,7 @@ from testbed.reporter import CheckReporter
 from testbed.runstate import RUN, Run
 from testbed.verdicts import outcome_of
 
-__all__ = ["captures", "cluster", "facts", "facts6", "figures", "path", "paths", "window"]
+__all__ = ["alone", "captures", "cluster", "facts", "facts6", "figures", "path", "paths", "window"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -47,6 +47,14 @@ def read_connections(place: Place, family: str = "ipv4") -> tuple[Connection, ..
     return parse_conntrack(place.run(["conntrack", "-L", "-f", family, "-o", "extended"]).stdout, place.name)
 
 
+def connections_between(
+    place: Place, protocol: str, source: IPv4Address | IPv6Address, target: IPv4Address | IPv6Address
+) -> list[Connection]:
+    """What a node tracks of a protocol from one address to another. Raises LabError."""
+    found = read_connections(place, f"ipv{source.version}")
+    return [c for c in found if (c.protocol, c.original.src, c.original.dst) == (protocol, source, target)]
+
+
 def read_counters(place: Place) -> dict[str, int]:
     """The tracker's own counters on a node, such as `insert_failed`, all processors together. Raises LabError."""
     return parse_counters(place.run(["conntrack", "-S"]).stdout, place.name)

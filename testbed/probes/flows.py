@@ -114,6 +114,18 @@ def ping(
     return answer
 
 
+def pinged(source: Place, target: Target, count: int = 1, *, size: int = 56, wait: int = 2) -> Nonce:
+    """Ping, and have every request answered; a capture finds them by the nonce. Options as of `ping`.
+
+    Raises AssertionError with what ping said where an answer is missing, LabError when ping itself cannot run.
+    """
+    nonce = Nonce.new()
+    answer = ping(source, target, nonce=nonce, count=count, size=size, wait=wait)
+    if answer.lost:
+        raise AssertionError(answer.output)
+    return nonce
+
+
 def _noted(what: str, source: Place, target: Target, *marks: bytes) -> journal.Flow:
     """A flow about to be sent, in the journal of the check where one is followed."""
     flow = journal.Flow(what, source.name, str(target), tuple(filter(None, marks)))

@@ -20,6 +20,8 @@ ETHERNET, RAW_IP, RAW_IP_BSD = 1, 101, 12
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 
 ICMPV6 = 58
+FRAGMENT = 44
+"""What may stand behind an IPv6 header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,10 @@ class Ip:
 
 @dataclass(frozen=True, slots=True)
 class Ip6:
-    """An IPv6 header. `length` counts header and payload, `next` is the header behind it (44: a fragment's)."""
+    """An IPv6 header. `length` counts header and payload, `next` is the header behind it (44: a fragment's).
+
+    `offset` is the fragment's, in bytes; 0 in a whole packet and in the first piece.
+    """
 
     src: IPv6Address
     dst: IPv6Address
@@ -80,6 +85,7 @@ class Ip6:
     traffic_class: int
     next: int
     length: int
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +205,7 @@ def _ip6(packet: Any) -> Ip6:
         traffic_class=packet.tc,
         next=packet.nh,
         length=packet.plen + 40,
+        offset=getattr(packet.payload, "offset", 0) * 8 if packet.nh == FRAGMENT else 0,
     )
 
 
@@ -263,14 +270,15 @@ def _decoded(packet: Any, tunnel: Tunnel, time: float, length: int) -> Decoded:
     udp = tcp = icmp = None
     vxlan, inner, payload = None, None, b""
     if ip6 is not None:
-        body = ip6.payload
+        fragment = isinstance(ip6.payload, inet6.IPv6ExtHdrFragment)
+        last, body = (ip6.payload, ip6.payload.payload) if fragment else (ip6, ip6.payload)
         payload = bytes(body.payload) if body else b""
         if isinstance(body, inet.UDP):
-            udp = _udp(body, IPv6Address(ip6.src), IPv6Address(ip6.dst))
+            udp = _udp(body, IPv6Address(ip6.src), IPv6Address(ip6.dst), whole=not fragment)
             vxlan, inner = _tunnelled(udp, payload, tunnel, time)
         elif isinstance(body, inet.TCP):
             tcp = _tcp(body)
-        elif ip6.nh == ICMPV6 and body:
+        elif last.nh == ICMPV6 and body and not (fragment and last.offset):
             icmp = _icmp6(body)
             payload = getattr(body, "data", payload)
     elif ip is not None:

@@ -55,7 +55,7 @@ def questions(trace: Trace, layout: Layout) -> dict[str, set[Question]]:
         asked.add((packet.dst, "from", packet.src, "iif", last.interface))
     else:
         asked.add((packet.dst,))
-        asked |= {(str(node.ip),) for node in layout.lab.spec.cluster_nodes if last.kind == "tunnel"}
+        asked |= {(layout.address_of(node),) for node in layout.lab.spec.cluster_nodes if last.kind == "tunnel"}
     return found
 
 
@@ -91,7 +91,7 @@ def _took_default(loss: Loss) -> Missing | None:
     for before, hop in pairwise(hops):
         plain = hop.machine == node and hop.kind == "underlay" and hop.outer is None and hop.matched == "nonce"
         if plain and hop.route and hop.route["text"].startswith("default "):
-            device = (layout.tunnels or (hop.interface,))[0]
+            device = layout.carrier or hop.interface
             text = f"{node} has no route to {target}'s subnet, and sends the packet by the default route"
             cause = Cause("no_route", text, (hop.route["text"],))
             return Missing(loss.direction, before, node, node, device, "out", cause)
@@ -119,7 +119,7 @@ def _inwards(loss: Loss, last: Hop) -> Step:
             return Step(*here, _port(loss, last, bridge), "out", ACROSS)
         return Step(*here, bridge, "in", UP_FROM_PORT)
     if last.outer is not None and site.owns(last.outer.dst):
-        return Step(*here, (loss.layout.tunnels or ("?",))[0], "in", OUT_OF_TUNNEL)
+        return Step(*here, loss.layout.carrier or "?", "in", OUT_OF_TUNNEL)
     if site.owns(packet.dst):
         return Step(*here, loss.chosen_device((packet.src,)) or last.interface, "out", AT_TARGET)
     return Step(*here, loss.egress() or "?", "out", THROUGH)

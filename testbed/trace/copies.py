@@ -90,7 +90,7 @@ def sort(copies: Sequence[Copy], layout: Layout, probe: Probe) -> Sorted:
 
 def direction_of(packet: Decoded, probe: Probe) -> str:
     """`request`, `answer` or `errors`; `piece` for a later fragment, "" for something else."""
-    if packet.ip is not None and packet.ip.offset:
+    if (ip := packet.ip or packet.ip6) is not None and ip.offset:
         return "piece"
     if packet.icmp is not None:
         kinds = {128: "request", 129: "answer"} if packet.ip6 else {8: "request", 0: "answer"}
@@ -108,8 +108,8 @@ def direction_of(packet: Decoded, probe: Probe) -> str:
 
 def _count_piece(found: Sorted, copy: Copy, packet: Decoded) -> None:
     """Add a later fragment to the hop that its first one made."""
-    ip = innermost(packet).ip
-    outer = packet.ip
+    inner = innermost(packet)
+    ip, outer = inner.ip or inner.ip6, packet.ip or packet.ip6
     for hop in reversed([*found.request, *found.answer, *found.errors]):
         ends = {(one.src, one.dst) for one in (hop.packet, hop.outer) if one is not None}
         if (hop.place, hop.interface, hop.way) == (copy.place, copy.interface, copy.way) and any(

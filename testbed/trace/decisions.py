@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from testbed.trace.copies import Sorted
-from testbed.trace.model import Hop, PacketFacts
+from testbed.trace.model import Hop, PacketFacts, with_port
 from testbed.trace.sites import Question, Site
 
 
@@ -175,8 +175,8 @@ def _translation(site: Site | None, kind: str, old: PacketFacts, new: PacketFact
     with_ports = ports[0] != ports[1]
     fact: dict[str, Any] = {
         "kind": kind,
-        "before": f"{was}:{ports[0]}" if with_ports else was,
-        "after": f"{own}:{ports[1]}" if with_ports else own,
+        "before": with_port(was, ports[0] if with_ports else 0),
+        "after": with_port(own, ports[1] if with_ports else 0),
         "rule": "",
         "conntrack": "",
     }
@@ -187,7 +187,7 @@ def _translation(site: Site | None, kind: str, old: PacketFacts, new: PacketFact
         (
             line
             for line in site.connections
-            if old.protocol in line.split()[:3] and all(_has(line, end) for end in ends)
+            if any(word.startswith(old.protocol) for word in line.split()[:3]) and all(_has(line, end) for end in ends)
         ),
         "",
     )

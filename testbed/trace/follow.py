@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from testbed.deadline import time_scale
-from testbed.errors import InputError, LabError
+from testbed.errors import LabError
 from testbed.labs import interpreter
 from testbed.model import Role
 from testbed.nodes.pods import ECHO_PORT, HTTP_PORT
@@ -52,12 +52,10 @@ class Sent:
 def trace(layout: Layout, source: str, target: str, wish: Wish | None = None) -> Trace:
     """Follow one packet from an endpoint to another and its answer back.
 
-    Raises InputError for an endpoint that is not there or has IPv6 alone, LabError where the lab cannot be looked at.
+    Raises InputError for an endpoint that is not there, LabError where the lab cannot be looked at.
     """
     wish = wish or Wish()
     address = layout.address(target)
-    if ":" in address:
-        raise InputError(f"{target} has IPv6 alone", hint="only packets of IPv4 are traced")
     layout.place(source)
     nonce = secrets.token_bytes(NONCE_BYTES)
     probe = Probe(wish.protocol, nonce, PORTS[wish.protocol], secrets.randbits(32))
@@ -160,7 +158,7 @@ def weave(found: Sorted, copies: list[Copy], layout: Layout, probe: Probe) -> No
     """Put the encrypted packets between the hops that show what they carry."""
     began = next((copy.when for copy in copies if probe.contains(copy.data)), 0)
     outer = encrypted_hops(copies, layout, probe, began)
-    nodes = {str(node.ip): node.name for node in layout.lab.spec.cluster_nodes}
+    nodes = {str(address): node.name for node in layout.lab.spec.cluster_nodes for address in (node.ip, node.ip6)}
     for hops in (found.request, found.answer):
         if not hops:
             continue

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from testbed.errors import InputError
 from testbed.flannelspec import BACKENDS
 from testbed.labs.base import Lab, Node, Place
-from testbed.model import LinkEnd, Role
+from testbed.model import LinkEnd, NodeSpec, Role
 from testbed.probes.packets import Tunnel
 
 if TYPE_CHECKING:
@@ -54,6 +54,16 @@ class Layout:
         return Tunnel(kind if kind in ("vxlan", "udp", "ipip") else None, self.port)
 
     @property
+    def six(self) -> bool:
+        """Whether pods have IPv6 alone, so that it is packets of IPv6 that are followed."""
+        return any(":" in pod.address for pod in self.pods.values())
+
+    @property
+    def carrier(self) -> str:
+        """The tunnel device of the family that is followed; "" where there is none."""
+        return (self.tunnels[-1] if self.six else self.tunnels[0]) if self.tunnels else ""
+
+    @property
     def encrypted(self) -> str:
         """What outer packets are called that cannot be looked into; "" where they can."""
         return ENCRYPTED.get(self.backend, "")
@@ -75,7 +85,11 @@ class Layout:
     def address(self, endpoint: str) -> str:
         """The address by which an endpoint is reached. Raises InputError where there is no such endpoint."""
         self.place(endpoint)
-        return self.pods[endpoint].address if endpoint in self.pods else str(self.lab.spec.node(endpoint).ip)
+        return self.pods[endpoint].address if endpoint in self.pods else self.address_of(self.lab.spec.node(endpoint))
+
+    def address_of(self, machine: NodeSpec) -> str:
+        """The address by which a machine is reached, of the family that is followed."""
+        return str(machine.ip6 if self.six and machine.ip6 else machine.ip)
 
     def spaces(self, machine: str) -> Mapping[str, str]:
         """The network namespaces of a machine by place: its own, with the path "", and its pods'."""

@@ -103,6 +103,12 @@ class PacketFacts:
     checksum: str = "none"
 
 
+def with_port(address: str, port: int) -> str:
+    """An address as it is written with its port; alone where that is 0."""
+    host = f"[{address}]" if port and ":" in address else address
+    return f"{host}:{port}" if port else host
+
+
 @dataclass(slots=True)
 class Hop:
     """The packet as it was seen on one interface; see the module's text for the fields."""

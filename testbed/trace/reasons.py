@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from testbed.flannelspec import BACKENDS, OVERHEAD6
 from testbed.trace.decisions import gateway_of, neighbour_fact, route_text
 from testbed.trace.loss import Loss
 from testbed.trace.model import Cause
@@ -80,6 +81,10 @@ def does_not_forward(loss: Loss) -> Cause | None:
     site, last = loss.site, loss.last
     if site is None or last is None:
         return None
+    if loss.layout.six:  # where a device alone says so, the kernel forwards all the same
+        if site.sysctls.get("conf/all/forwarding") != "0":
+            return None
+        return Cause("no_forwarding", f"{site.place} does not forward", ("net.ipv6.conf.all.forwarding = 0",))
     if site.sysctls.get("ip_forward") == "0":
         return Cause("no_forwarding", f"{site.place} does not forward", ("net.ipv4.ip_forward = 0",))
     if site.sysctls.get(f"conf/{last.interface}/forwarding") == "0":
@@ -211,7 +216,8 @@ def larger_than_tunnel(loss: Loss) -> Cause | None:
     ):
         return None
     mtu, inner = site.mtu(loss.interface), site.mtu(last.interface)
-    if not mtu or loss.bytes + 50 <= mtu:
+    added = OVERHEAD6["vxlan"] if loss.layout.six else BACKENDS["vxlan"].overhead
+    if not mtu or loss.bytes + added <= mtu:
         return None
     lines = (f"{last.interface} mtu {inner}", f"{loss.interface} mtu {mtu}")
     return Cause(
@@ -296,7 +302,7 @@ def _vtep(loss: Loss) -> str:
     if loss.last is not None and loss.last.fdb and loss.last.fdb.get("dst"):
         return str(loss.last.fdb["dst"])
     end = loss.trace.target if loss.direction == "request" else loss.trace.source
-    return str(loss.layout.lab.spec.node(loss.layout.node_of(end).name).ip)
+    return loss.layout.address_of(loss.layout.lab.spec.node(loss.layout.node_of(end).name))
 
 
 def no_forwarding_entry(loss: Loss) -> Cause | None:
@@ -357,13 +363,14 @@ def bad_checksum(loss: Loss) -> Cause | None:
     if last is None or site is None:
         return None
     facts = last.outer or last.packet
-    counted = site.moved.get("UdpInCsumErrors", 0)
+    counter = "Udp6InCsumErrors" if loss.layout.six else "UdpInCsumErrors"
+    counted = site.moved.get(counter, 0)
     if (facts is None or facts.checksum != "bad") and not counted:
         return None
     hops = loss.trace.request if loss.direction == "request" else loss.trace.answer
     wrong = [hop for hop in hops if (one := hop.outer or hop.packet) and one.checksum == "bad"]
     lines = [f"wrong from {wrong[0].where} on"] if wrong else []
-    lines += [f"UdpInCsumErrors +{counted}"] if counted else []
+    lines += [f"{counter} +{counted}"] if counted else []
     what = "its outer" if last.outer else "its"
     text = f"{what} UDP checksum is wrong where {last.where} gets it: a device on the way was to compute it"
     return Cause("checksum", text, tuple(lines), certain=bool(counted))
@@ -376,9 +383,11 @@ def ignores_echo(loss: Loss) -> Cause | None:
     """The target answers no pings."""
     if loss.site is None or loss.trace.packet["protocol"] != "icmp":
         return None
-    if loss.site.sysctls.get("icmp_echo_ignore_all") != "1":
+    key = "icmp/echo_ignore_all" if loss.layout.six else "icmp_echo_ignore_all"
+    if loss.site.sysctls.get(key) != "1":
         return None
-    return Cause("not_answered", f"{_name(loss)} answers no pings", ("net.ipv4.icmp_echo_ignore_all = 1",))
+    name = f"net.{'ipv6' if loss.layout.six else 'ipv4'}.{key.replace('/', '.')}"
+    return Cause("not_answered", f"{_name(loss)} answers no pings", (f"{name} = 1",))
 
 
 def nobody_listens(loss: Loss) -> Cause | None:
@@ -386,7 +395,7 @@ def nobody_listens(loss: Loss) -> Cause | None:
     site = loss.site
     if site is None or loss.trace.packet["protocol"] == "icmp":
         return None
-    if loss.refused or site.moved.get("UdpNoPorts"):
+    if loss.refused or site.moved.get("Udp6NoPorts" if loss.layout.six else "UdpNoPorts"):
         return Cause("no_listener", f"nobody listens on that port in {site.place}")
     return None
 
@@ -400,6 +409,7 @@ _BY_ERROR = {
     "port unreachable": "no_listener",
     "TTL exceeded": "ttl",
     "host unreachable": "no_neighbour",
+    "address unreachable": "no_neighbour",
     "network unreachable": "no_route",
     "no route": "no_route",
 }

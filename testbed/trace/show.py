@@ -8,7 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from testbed.trace.model import Hop, PacketFacts, Trace
+from testbed.trace.model import Hop, PacketFacts, Trace, with_port
 
 WIDE = 220
 """Columns where no terminal says how many it has: nothing is wrapped for grep's sake."""
@@ -68,10 +68,9 @@ def _cell(hop: Hop) -> Text:
 
 
 def _ends(packet: PacketFacts) -> str:
-    source = f"{packet.src}:{packet.sport}" if packet.sport else packet.src
-    target = f"{packet.dst}:{packet.dport}" if packet.dport else packet.dst
     bad = ", wrong checksum" if packet.checksum == "bad" else ""
-    return f"{source} > {target} {packet.protocol}{bad}"
+    ends = with_port(packet.src, packet.sport), with_port(packet.dst, packet.dport)
+    return f"{' > '.join(ends)} {packet.protocol}{bad}"
 
 
 def _tunnel(hop: Hop) -> str:

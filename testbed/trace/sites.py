@@ -20,6 +20,10 @@ COUNTERS = (
     "IpInHdrErrors", "IpInAddrErrors", "IpInDiscards", "IpOutDiscards", "IpOutNoRoutes", "IpFragFails",
     "UdpInCsumErrors", "UdpNoPorts", "IcmpInCsumErrors", "TcpExtIPReversePathFilter", "IpExtInNoRoutes",
 )  # fmt: skip
+COUNTERS6 = (
+    "Ip6InHdrErrors", "Ip6InAddrErrors", "Ip6InDiscards", "Ip6OutDiscards", "Ip6InNoRoutes", "Ip6OutNoRoutes",
+    "Ip6InTooBigErrors", "Ip6FragFails", "Udp6InCsumErrors", "Udp6NoPorts", "Icmp6InCsumErrors",
+)  # fmt: skip
 
 Question = tuple[str, ...]
 """Words behind `ip route get fibmatch`."""
@@ -28,6 +32,7 @@ RuleKey = tuple[str, str, str]
 
 _STATE = ("address show", "route show table all", "neighbour show nud all")
 _SYSCTLS = "cd /proc/sys/net/ipv4 && grep -s . ip_forward icmp_echo_ignore_all conf/*/rp_filter conf/*/forwarding"
+_SYSCTLS6 = "cd /proc/sys/net/ipv6 && grep -s . icmp/echo_ignore_all conf/all/forwarding"
 _FLANNELD = 'ps -o stat= -p "$(cat /run/flanneld.pid)"'
 
 
@@ -148,10 +153,11 @@ def _counting(layout: Layout, place: str, netns: str) -> dict[Any, Command]:
     """What is asked before and after the packet."""
     commands = {
         "nft": Command(("nft", "list", "ruleset"), netns),
-        "counters": Command(("nstat", "-a", "-s", "-z", "-j", *COUNTERS), netns),
+        "counters": Command(("nstat", "-a", "-s", "-z", "-j", *(COUNTERS6 if layout.six else COUNTERS)), netns),
     }
     if _is_node(layout, place) and layout.rules != "nftables":
-        commands["iptables"] = Command((f"{layout.rules}-save", "-c"), netns)
+        program = layout.rules.replace("iptables", "ip6tables") if layout.six else layout.rules
+        commands["iptables"] = Command((f"{program}-save", "-c"), netns)
     return commands
 
 
@@ -182,9 +188,10 @@ def look(layout: Layout, places: Collection[str], before: Mapping[str, Before], 
         }
         if looking.all or place in looking.translating:
             commands |= _counting(layout, place, netns)
-            commands["connections"] = Command(("conntrack", "-L", "-o", "extended"), netns)
+            family = "ipv6" if layout.six else "ipv4"
+            commands["connections"] = Command(("conntrack", "-L", "-f", family, "-o", "extended"), netns)
         if looking.all:
-            commands["sysctls"] = Command(("sh", "-c", _SYSCTLS), netns)
+            commands["sysctls"] = Command(("sh", "-c", _SYSCTLS6 if layout.six else _SYSCTLS), netns)
             commands["flanneld"] = Command(("sh", "-c", _FLANNELD), netns)
         return commands
 

@@ -68,12 +68,12 @@ class Sniffer:
         return any(needle in data for needle in self.needles) or self.is_outer(data[14:] if kind == ETHERNET else data)
 
     def is_outer(self, packet: bytes) -> bool:
-        if not (self.protocols or self.ports) or len(packet) < 28 or packet[0] >> 4 != 4:
+        if not (self.protocols or self.ports) or len(packet) < 28 or packet[0] >> 4 not in (4, 6):
             return False
-        if packet[9] in self.protocols:
+        protocol, at = (packet[9], (packet[0] & 15) * 4) if packet[0] >> 4 == 4 else (packet[6], 40)
+        if protocol in self.protocols:
             return True
-        at = (packet[0] & 15) * 4
-        return packet[9] == 17 and struct.unpack_from("!H", packet, at + 2)[0] in self.ports
+        return protocol == 17 and len(packet) >= at + 8 and struct.unpack_from("!H", packet, at + 2)[0] in self.ports
 
     def take(self, space: str, sock: socket.socket) -> None:
         """Read what has come on a socket."""

@@ -131,6 +131,16 @@ def test_dropped_packets_make_a_window_inconclusive(near: Namespace, captures: C
     window.close()
 
 
+def test_a_burst_waits_for_a_tcpdump_that_cannot_run(near: Namespace, captures: Captures) -> None:
+    window, nonce = captures.window(), Nonce.new()
+    before = captures.drops()
+    with captures.paused():
+        assert ping(near, B, nonce=nonce, count=300, interval=0.002).lost == 0
+    window.baseline(before)
+    assert len(window.packets("near:near", nonce, at_least=600)) == 600
+    window.close()
+
+
 def test_an_interface_that_is_not_there_is_the_labs_fault(near: Namespace) -> None:
     with Captures(Tunnel()) as running, pytest.raises(LabError, match="No such device"):
         running.start([Target("near:nothing", near, "nothing")])

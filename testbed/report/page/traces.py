@@ -11,9 +11,13 @@ from testbed.report.page.drawing import both_sizes
 from testbed.report.page.lost import Lost, Station
 
 
+WAYS = {"request": "there", "answer": "back"}
+
+
 def trace_view(trace: Mapping[str, Any], lab: Mapping[str, Any]) -> dict[str, Any]:
     """A trace as the template shows it, drawn in its lab."""
     missing = trace.get("missing")
+    missing_in = WAYS.get(str(missing.get("direction"))) if missing else None
     return {
         "drawing": drawing_of(trace, lab),
         "title": f"{trace.get('source', '')} → {trace.get('target', '')}",
@@ -22,13 +26,14 @@ def trace_view(trace: Mapping[str, Any], lab: Mapping[str, Any]) -> dict[str, An
         "seconds": trace.get("seconds"),
         "notes": [str(note) for note in trace.get("notes") or ()],
         "ways": [
-            {"name": name, "hops": [hop_view(hop) for hop in (trace.get(key) or {}).get("hops") or ()]}
-            for key, name in (("request", "there"), ("answer", "back"))
+            {"name": name, "hops": [hop_view(hop) for hop in hops]}
+            for key, name in WAYS.items()
+            if (hops := (trace.get(key) or {}).get("hops") or ()) or name == missing_in
         ],
         "errors": [hop_view(hop) for hop in trace.get("errors") or ()],
         "strays": [hop_view(hop) for hop in trace.get("strays") or ()],
         "missing": missing,
-        "missing_in": {"request": "there", "answer": "back"}.get(str(missing.get("direction"))) if missing else None,
+        "missing_in": missing_in,
         "cause": dict(missing.get("cause") or {}) if missing else None,
     }
 
