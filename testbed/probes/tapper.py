@@ -21,9 +21,9 @@ PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP = 1, 38, 22
 CLONE_NEWNET = 0x40000000
 SETGROUPS = {"x86_64": (0xC000003E, 116), "aarch64": (0xC00000B7, 159)}
 LOAD, EQUAL, RETURN = 0x20, 0x15, 0x06  # BPF: ld [k], jeq, ret
-# The kernel keeps a slot of the snapshot length for each packet that tcpdump has not taken yet: of the default 2 MiB and
-# 256 KiB those are 32, fewer than one burst of a check on a busy machine. These are about 800, of packets whole up to
-# an MTU of 10 kB; longer ones are only the large segments of bulk flows, which nobody looks into.
+# The kernel keeps a slot of the snapshot length for each packet that tcpdump has not taken yet: of the default 2 MiB
+# and 256 KiB those are 32, fewer than one burst of a check on a busy machine. These are about 800, of packets whole up
+# to an MTU of 10 kB; longer ones are only the large segments of bulk flows, which nobody looks into.
 SNAPSHOT_BYTES, BUFFER_KIB = 10240, 8192
 LETTERS = {b"s": signal.SIGUSR1, b"p": signal.SIGSTOP, b"c": signal.SIGCONT}
 ALLOW, ERRNO_0 = 0x7FFF0000, 0x00050000
