@@ -88,7 +88,8 @@ class Loss:
         found = self.chosen_device(self.question)
         if not found and self.site is not None:
             route = self.site.longest(self.destination) or {}
-            found = str(route.get("nexthops", [route])[0].get("dev", ""))
+            if route.get("type", "unicast") == "unicast":  # one of IPv6 that refuses has the device lo
+                found = str(route.get("nexthops", [route])[0].get("dev", ""))
         return found
 
     def peer_name(self, hop: Hop) -> str:

@@ -127,4 +127,5 @@ def main() -> None:
     print(json.dumps({"packets": sniffer.found}), flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -200,3 +200,29 @@ def test_a_page_that_cannot_be_made_costs_no_report(tmp_path: Path, monkeypatch:
 def test_a_packet_where_it_was_last_seen_is_open() -> None:
     shown = view(document(failed(packets=[packet("worker1:eth0"), packet("worker3:eth0"), packet("worker3:eth0")])))
     assert [one["open"] for one in shown["checks"][0]["packets"]] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("request_hops", "answer_hops", "missing", "ways"),
+    [
+        (2, 2, "", ["there", "back"]),
+        (2, 0, "request", ["there"]),
+        (0, 0, "request", ["there"]),
+        (2, 0, "answer", ["there", "back"]),
+    ],
+    ids=["delivered", "lost", "never sent", "not answered"],
+)
+def test_a_trace_has_no_heading_over_nothing(
+    request_hops: int, answer_hops: int, missing: str, ways: list[str]
+) -> None:
+    hop = {"machine": "worker1", "place": "worker1", "interface": "eth0", "way": "out", "at": 0.0, "length": 98}
+    gone = {"direction": missing, "place": "worker3", "interface": "flannel.1", "way": "in", "cause": {}}
+    trace = {
+        "packet": {"protocol": "icmp", "size": 56},
+        "request": {"hops": [hop] * request_hops},
+        "answer": {"hops": [hop] * answer_hops},
+        "missing": gone if missing else None,
+    }
+    page = page_of(document(check(), traces=[trace]))
+    assert re.findall(r'<tr class="direction"><th colspan="8">(\w+)</th>', page) == ways
+    assert page.count("never came here") == (1 if missing else 0)

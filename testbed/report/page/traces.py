@@ -10,7 +10,6 @@ from markupsafe import Markup
 from testbed.report.page.drawing import both_sizes
 from testbed.report.page.lost import Lost, Station
 
-
 WAYS = {"request": "there", "answer": "back"}
 
 
