@@ -11,7 +11,7 @@ import os
 import re
 import select
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -108,6 +108,7 @@ class _Machine:
     process: Process
     state: Mapping[str, tuple[str, ...]] | None = None
     rest: bytes = b""
+    gone: bool = False  # the process has ended
 
     def ask(self) -> None:
         """Ask for its state."""
@@ -125,6 +126,7 @@ class _Machine:
                 return False
             data = os.read(descriptor, 1 << 20)
             if not data:
+                self.gone = True
                 return False
             self.rest += data
         line, _, self.rest = self.rest.partition(b"\n")
@@ -156,18 +158,8 @@ class StateWatch:
     def read(self) -> State:
         """The state of every machine and pod now; a machine that does not answer in time is left out."""
         began = time.monotonic()
-        for name in self.cluster.lab.nodes:
-            if name not in self._machines:
-                argv = [interpreter(), "-I", "-S", "-c", _program(), self.cluster.flannel.rules]
-                self._machines[name] = _Machine(name, self.cluster.lab.node(name).spawn(argv, stdin=True))
-        machines = list(self._machines.values())
-        for machine in machines:
-            machine.ask()
-        deadlines = {True: Deadline(START_SECONDS), False: Deadline(LOOK_SECONDS)}
-        for machine in machines:
-            if not machine.answer(deadlines[machine.state is None]):
-                machine.close()  # it was restarted, or is stopped; the next look starts anew
-                del self._machines[machine.name]
+        if lost := self._ask(list(self.cluster.lab.nodes)):
+            self._ask(lost)  # they were started anew since, and their processes ended with what they were before
         names = {f"cni-{pod.container_id[:12]}": pod.name for pod in self.cluster.pods.values()}
         found: dict[str, tuple[str, ...]] = {}
         for machine in self._machines.values():
@@ -177,6 +169,25 @@ class StateWatch:
         self.readings += 1
         self.seconds += time.monotonic() - began
         return found
+
+    def _ask(self, names: Sequence[str]) -> list[str]:
+        """Have these machines tell their state; returns those whose process is gone, which is another one next time."""
+        for name in names:
+            if name not in self._machines:
+                argv = [interpreter(), "-I", "-S", "-c", _program(), self.cluster.flannel.rules]
+                self._machines[name] = _Machine(name, self.cluster.lab.node(name).spawn(argv, stdin=True))
+        machines = [self._machines[name] for name in names]
+        for machine in machines:
+            machine.ask()
+        deadlines = {True: Deadline(START_SECONDS), False: Deadline(LOOK_SECONDS)}
+        gone = []
+        for machine in machines:
+            if not machine.answer(deadlines[machine.state is None]):
+                if machine.gone:
+                    gone.append(machine.name)
+                machine.close()
+                del self._machines[machine.name]
+        return gone
 
     def settled(self, before: State, seconds: float, seen_as: Callable[[State], State] = as_it_is) -> State:
         """The state once it is as it was before, both `seen_as`, or once that takes longer than some seconds."""

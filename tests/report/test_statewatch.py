@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from testbed import statewatch
 from testbed.errors import LabError
 from testbed.labs import netns
 from testbed.labs.netns import NetnsLab
@@ -147,11 +151,29 @@ def test_what_a_tunnel_leaves_by_is_told_by_name(lab: NetnsLab, watch: StateWatc
         make(*(f"ip link del {name}" for name in ("over", "under", "other")))
 
 
-def test_a_machine_that_is_stopped_costs_a_look_and_no_more(lab: NetnsLab, watch: StateWatch) -> None:
+def test_a_machine_that_was_started_anew_is_looked_at_again(lab: NetnsLab, watch: StateWatch) -> None:
     before = watch.read()
     machine = next(iter(watch._machines.values()))
     machine.process.kill()
     machine.process.wait()
+    assert watch.read() == before
+
+
+def below(pid: int) -> list[int]:
+    """The processes that this one has started, and theirs."""
+    children = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [*children, *(other for child in children for other in below(child))]
+
+
+def test_a_machine_that_is_stopped_costs_a_look_and_no_more(
+    lab: NetnsLab, watch: StateWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = watch.read()
+    machine = next(iter(watch._machines.values()))
+    for pid in (machine.process.pid, *below(machine.process.pid)):
+        os.kill(pid, signal.SIGSTOP)
+    monkeypatch.setattr(statewatch, "LOOK_SECONDS", 0.5)
     without = watch.read()
+    monkeypatch.undo()
     assert set(before) - set(without) == {place for place in before if place.partition("/")[0] == machine.name}
     assert watch.read() == before
