@@ -64,7 +64,7 @@ def main(
         found += prove(run, wanted, name=name, full=full, kernel=kernel, file=file)
     report(found, reports)
     stands = {proof.mutation for proof in found if proof.stands}
-    refuted = {proof.row for proof in found if proof.outcome in ("survived", "other")}
+    refuted = {proof.row for proof in found if proof.refutes}
     if proofs and file is None:
         proved = [one for one in mutations if one.id in stands and one.row not in refuted]
         write_proven(proved, refuted, mutations=every)  # which may be written to while this runs

@@ -50,6 +50,11 @@ class Proof:
         """Whether the row's check is proven to fail."""
         return self.outcome == "killed"
 
+    @property
+    def refutes(self) -> bool:
+        """Whether it takes an older proof away: the mutation was made, and what came of it is not what it is for."""
+        return self.outcome in ("survived", "other", "bystanders", "not whole")
+
     def to_json(self) -> dict[str, Any]:
         """The proof as plain data."""
         return asdict(self) | {"seconds": round(self.seconds, 2)}

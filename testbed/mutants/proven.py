@@ -99,8 +99,16 @@ def _group(row: str) -> str:
 
 
 def hash_of(mutation: Mutation) -> str:
-    """A hash of a mutation, its catalogue row, and the row's check with all of its file that it uses."""
-    parts = [mutation.model_dump(), asdict(load_catalogue()[mutation.row]), _check_source(mutation.row)]
+    """A hash of a mutation, its catalogue row, and the row's check with all of its file that it uses.
+
+    Which other rows may fail as well (`also`) is no part of it: the proof is that the row's own assertion fails, which
+    these have no share in; nor is the note.
+    """
+    parts = [
+        mutation.model_dump(exclude={"also", "note"}),
+        asdict(load_catalogue()[mutation.row]),
+        _check_source(mutation.row),
+    ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

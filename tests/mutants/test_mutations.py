@@ -100,6 +100,7 @@ def test_the_row_has_to_fail_by_its_assertion_and_alone(ended: list[Seen], outco
     proof = Proof("one", "VXD-04", "vxlan")
     judge(mutation(also=["MTU-01"]), ended, proof)
     assert proof.outcome == outcome
+    assert proof.stands == (outcome == "killed") != proof.refutes
 
 
 def test_a_changed_check_or_mutation_is_unproven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,6 +114,7 @@ def test_a_changed_check_or_mutation_is_unproven(tmp_path: Path, monkeypatch: py
     assert proven.proven_rows() == frozenset()
     monkeypatch.undo()
     assert proven.hash_of(one) != proven.hash_of(one.model_copy(update={"assertion": "x"}))
+    assert proven.hash_of(one) == proven.hash_of(one.model_copy(update={"also": ["MTU-01"], "note": "for people"}))
 
 
 def test_the_hash_is_of_all_that_the_check_uses_in_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +147,27 @@ def test_a_refuted_proof_is_taken_away(tmp_path: Path) -> None:
     (path / "VXD.yaml").write_text("VXD-01: yes\n")
     with pytest.raises(LabError, match="broken"):
         proven.read_proven(path)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "kept"),
+    [
+        ("killed", True), ("survived", False), ("other", False), ("bystanders", False), ("not whole", False),
+        ("broken", True), ("not run", True),
+    ],
+)  # fmt: skip
+def test_a_proof_goes_where_the_mutation_does_anything_else(
+    outcome: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "proven"
+    one = load_mutations()["vxd-04-constant"]
+    proven.write_proven([one, load_mutations()["vxd-01-learning"]], [], path)
+    monkeypatch.setattr(proven, "proven_path", lambda: path)
+    monkeypatch.setattr(main, "prove", lambda *_, **__: [Proof(one.id, one.row, "vxlan", outcome)])
+    monkeypatch.setattr(main, "require_tools", lambda *_: None)
+    words = ["--only", one.id, "--backend", "vxlan", "--reports", str(tmp_path / "reports")]
+    assert main.main.main(words, standalone_mode=False) == (0 if outcome == "killed" else 1)
+    assert list(proven.read_proven(path)) == (["VXD-01", "VXD-04"] if kept else ["VXD-01"])
 
 
 def test_options_that_are_given_several_times_stand_one_by_one() -> None:
