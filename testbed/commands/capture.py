@@ -20,6 +20,7 @@ from testbed.labs import interpreter
 from testbed.labs.base import Process
 from testbed.labs.netns import NetnsNode
 from testbed.model import UNDERLAY
+from testbed.probes.capture import MOST_ROOM_KIB
 
 if TYPE_CHECKING:
     from testbed.labs.kinds import AnyLab
@@ -44,7 +45,7 @@ def start_tcpdump(place: NetnsNode, iface: str, output: int, expression: str) ->
     """
     program = resources.files("testbed.probes").joinpath("tapper.py").read_text()
     messages, saying = os.pipe()
-    argv = [interpreter(), "-I", "-S", "-c", program, expression, f",{iface},{output},{saying}"]
+    argv = [interpreter(), "-I", "-S", "-c", program, expression, str(MOST_ROOM_KIB), f",{iface},{output},{saying}"]
     try:
         process = place.spawn(argv, pass_fds=[output, saying], stdin=True)
     finally:

@@ -32,10 +32,14 @@ from testbed.probes.pcap import Packet, PcapReader, to_pcap
 RING_BYTES = 4 << 20
 """How much of an interface's traffic is kept, in bytes."""
 
+ROOM_KIB, MOST_ROOM_KIB, LEAST_ROOM_KIB = 192 << 10, 8 << 10, 2 << 10
+"""What the kernel may hold for the tcpdumps of a run together, and for each of them, in KiB: a burst of a check waits
+there for a tcpdump that a busy machine does not let run. A packet takes about 10 KiB (`tapper.SNAPSHOT_BYTES`)."""
+
 MOST_KEPT = 200
 """How many of the packets that a check was given are kept decoded for its report."""
 
-LISTEN_SECONDS, SEEN_SECONDS, STATS_SECONDS = 10.0, 3.0, 3.0
+LISTEN_SECONDS, SEEN_SECONDS, STATS_SECONDS = 10.0, 3.0, 10.0
 
 # The end of a tcpdump, by its own words: whoever entered the node for it may hold its pipes open.
 _ENDED = re.compile(
@@ -71,6 +75,10 @@ def capture_filter(tunnel: Tunnel) -> str:
         for at in (inner + 20, inner + 22):  # the inner source and destination port, behind an IP header of 20 bytes
             bulk = f"udp[{at}:2] >= {first} and udp[{at}:2] <= {last}"
             parts.append(f"(udp dst port {tunnel.port} and {ported} and {bulk})")
+    if tunnel.kind == "ipip":
+        for at in (40, 42):
+            bulk = f"ip[{at}:2] >= {first} and ip[{at}:2] <= {last}"
+            parts.append(f"(ip proto 4 and (ip[29] = 6 or ip[29] = 17) and {bulk})")
     return f"not ({' or '.join(parts)})"
 
 
@@ -134,11 +142,12 @@ class Captures:
         by_node: dict[str, list[Target]] = {}
         for target in targets:
             by_node.setdefault(target.node.name, []).append(target)
+        room = max(LEAST_ROOM_KIB, min(MOST_ROOM_KIB, ROOM_KIB // max(1, sum(map(len, by_node.values())))))
         for group in by_node.values():
-            self._launch(group)
+            self._launch(group, room)
         self._await_listening([target.name for group in by_node.values() for target in group])
 
-    def _launch(self, group: Sequence[Target]) -> None:
+    def _launch(self, group: Sequence[Target], room: int) -> None:
         """Start the tcpdumps of one node by one program, each with two pipes of its own."""
         specs, passed, ours = [], [], []
         for target in group:
@@ -148,7 +157,7 @@ class Captures:
             passed += [packets_out, messages_out]
             ours.append((target, packets, messages))
         program = resources.files("testbed.probes").joinpath("tapper.py").read_text()
-        argv = [interpreter(), "-I", "-S", "-c", program, capture_filter(self.tunnel), *specs]
+        argv = [interpreter(), "-I", "-S", "-c", program, capture_filter(self.tunnel), str(room), *specs]
         try:
             process = group[0].node.spawn(argv, pass_fds=passed, stdin=True)
         finally:

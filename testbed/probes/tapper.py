@@ -1,8 +1,9 @@
-"""Starts tcpdumps on a node, one an interface. A program, not a module: `python -I -S -c SOURCE FILTER SPEC…`.
+"""Starts tcpdumps on a node, one an interface. A program, not a module: `python -I -S -c SOURCE FILTER KIB SPEC…`.
 
-A SPEC is `NETNS,IFACE,OUT,ERR`: the path of a network namespace ("" for the node's own), the interface, and the
-numbers of the descriptors that its packets and its messages go to.  A byte `s` on standard input asks every tcpdump
-for its statistics, `p` has them pause and `c` go on; the end of standard input, or of this process, ends them all.
+KIB is what the kernel may hold for each until it is taken.  A SPEC is `NETNS,IFACE,OUT,ERR`: the path of a network
+namespace ("" for the node's own), the interface, and the numbers of the descriptors that its packets and its messages
+go to.  A byte `s` on standard input asks every tcpdump for its statistics, `p` has them pause and `c` go on; the end
+of standard input, or of this process, ends them all.
 
 tcpdump gives up its privileges by setgroups(), which a user namespace of one id refuses; a seccomp filter answers it
 with success, so that tcpdump runs the same for root and for an ordinary user.
@@ -21,10 +22,10 @@ PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP = 1, 38, 22
 CLONE_NEWNET = 0x40000000
 SETGROUPS = {"x86_64": (0xC000003E, 116), "aarch64": (0xC00000B7, 159)}
 LOAD, EQUAL, RETURN = 0x20, 0x15, 0x06  # BPF: ld [k], jeq, ret
-# The kernel keeps a slot of the snapshot length for each packet that tcpdump has not taken yet: of the default 2 MiB
-# and 256 KiB those are 32, fewer than one burst of a check on a busy machine. These are about 800, of packets whole up
-# to an MTU of 10 kB; longer ones are only the large segments of bulk flows, which nobody looks into.
-SNAPSHOT_BYTES, BUFFER_KIB = 10240, 8192
+# The kernel keeps a slot of this length for each packet that tcpdump has not taken yet, and tcpdump's own is 256 KiB:
+# then 2 MiB hold 32 packets, fewer than one burst of a check. These are whole up to an MTU of 10 kB; longer ones are
+# only the large segments of bulk flows, which nobody looks into.
+SNAPSHOT_BYTES = 10240
 LETTERS = {b"s": signal.SIGUSR1, b"p": signal.SIGSTOP, b"c": signal.SIGCONT}
 ALLOW, ERRNO_0 = 0x7FFF0000, 0x00050000
 
@@ -45,7 +46,7 @@ def answer_setgroups() -> None:
     libc.prctl(PR_SET_SECCOMP, 2, header, 0, 0)
 
 
-def start(spec: str, expression: str) -> int:
+def start(spec: str, expression: str, room: str) -> int:
     """Start one tcpdump; returns its pid."""
     netns, iface, out, err = spec.split(",")
     parent = os.getpid()
@@ -62,7 +63,7 @@ def start(spec: str, expression: str) -> int:
         os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
         os.dup2(int(out), 1)
         argv = ["tcpdump", "-Z", "root", "-p", "-U", "--immediate-mode", "-n", "-w", "-", "-i", iface]
-        argv += ["-s", str(SNAPSHOT_BYTES), "-B", str(BUFFER_KIB)]
+        argv += ["-s", str(SNAPSHOT_BYTES), "-B", room]
         os.execvp("tcpdump", [*argv, *([expression] if expression else [])])  # noqa: S606 (argv, by design)
     except OSError as error:
         os.write(2, f"tcpdump: {error}\n".encode())
@@ -71,12 +72,12 @@ def start(spec: str, expression: str) -> int:
 
 def main() -> None:
     """Start all, then serve standard input."""
-    expression, specs = sys.argv[1], sys.argv[2:]
+    expression, room, *specs = sys.argv[1:]
     for spec in specs:
         for descriptor in spec.split(",")[2:]:
             os.set_inheritable(int(descriptor), False)  # or each tcpdump would hold its siblings' pipes open
     answer_setgroups()
-    children = [start(spec, expression) for spec in specs]
+    children = [start(spec, expression, room) for spec in specs]
     for spec in specs:
         for descriptor in spec.split(",")[2:]:
             os.close(int(descriptor))

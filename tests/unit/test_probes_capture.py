@@ -217,14 +217,15 @@ def passes(tunnel: Tunnel, frame: bytes, folder: Path) -> bool:
     return bool(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
 
 
-@pytest.mark.parametrize("kind", ["vxlan", "udp"])
+@pytest.mark.parametrize("kind", ["vxlan", "udp", "ipip"])
 def test_the_filter_leaves_out_bulk_flows_in_a_tunnel_and_nothing_else(kind: str, tmp_path: Path) -> None:
     from scapy.layers.inet import ICMP, IP, TCP, UDP
     from scapy.layers.l2 import Ether
     from scapy.layers.vxlan import VXLAN
 
     tunnel = Tunnel(kind, 4999)
-    outer = Ether() / IP(src="192.0.2.1", dst="192.0.2.2") / UDP(sport=4999, dport=4999)
+    outer = Ether() / IP(src="192.0.2.1", dst="192.0.2.2")
+    outer = outer if kind == "ipip" else outer / UDP(sport=4999, dport=4999)
     outer = outer / VXLAN(vni=1) / Ether() if kind == "vxlan" else outer
     inner = outer / IP(src="198.51.100.1", dst="198.51.100.2")
     assert not passes(tunnel, bytes(inner / TCP(sport=40000, dport=5201)), tmp_path)
