@@ -7,9 +7,10 @@
       "devices": {"worker1": {"wire": "eth0", "tunnel": "flannel.1", "bridge": "cni0"}, …},
       "subnets": {"worker1": "10.244.1.0/24", …},
       "mtus": [{"machine": "worker1", "underlay": 9150, "tunnel": 9100, "bridge": 9100,
-                "pods": {"worker1/client": 9100}, "wanted": 9100}, …],
+                "pods": {"worker1/client": 9100}, "wanted": 9100, "tunnel_wanted": 9100}, …],
       "versions": {"kernel": "6.1.0", "flanneld on worker1": "…", …}}}
 
+The tunnel is that of IPv4; where pods have IPv6 alone it is that of IPv6, which may have to have less than pods have.
 What cannot be had is left out: a report of a lab that is broken is when it is needed.
 """
 
@@ -30,6 +31,7 @@ from testbed.fixtures import Facts
 from testbed.labs.base import Node
 
 if TYPE_CHECKING:
+    from testbed.flannelspec import FlannelSpec
     from testbed.nodes.deploy import Cluster
     from testbed.nodes.pods import Pod
 
@@ -62,7 +64,7 @@ def of(cluster: Cluster, facts: Facts, versions: Mapping[str, str]) -> dict[str,
         {"name": node.name, "role": str(node.role), "rack": node.rack, "address": str(node.ip), "asn": node.asn}
         for node in spec.nodes
     ]
-    names = {"tunnel": flannel.tunnel_device, "bridge": flannel.bridge}
+    names = {"tunnel": _tunnel(flannel), "bridge": flannel.bridge}
     return {
         "topology": spec.topology,
         "mtu": spec.mtu,
@@ -88,6 +90,10 @@ def _pod(pod: Pod, facts: Facts) -> dict[str, Any]:
     return {"name": pod.name, "machine": pod.node.name, "address": str(address or ""), "veth": veth or ""}
 
 
+def _tunnel(flannel: FlannelSpec) -> str | None:
+    return flannel.tunnel_device if flannel.ipv4 else flannel.tunnel_device6
+
+
 def _mtus(node: Node, cluster: Cluster, facts: Facts) -> dict[str, Any]:
     """The MTUs along a node's way out; None for a device that is not there."""
     flannel = cluster.flannel
@@ -103,10 +109,11 @@ def _mtus(node: Node, cluster: Cluster, facts: Facts) -> dict[str, Any]:
     return {
         "machine": node.name,
         "underlay": of_device(node.spec.underlay.name),
-        "tunnel": of_device(flannel.tunnel_device),
+        "tunnel": of_device(_tunnel(flannel)),
         "bridge": of_device(flannel.bridge),
         "pods": {pod.name: of_pod(pod) for pod in cluster.pods.values() if pod.node.name == node.name},
-        "wanted": _attempt(lambda: facts.mtu(node.name)),
+        "wanted": flannel.mtu_of(node.spec.underlay.mtu),
+        "tunnel_wanted": (flannel.mtu_of if flannel.ipv4 else flannel.mtu6_of)(node.spec.underlay.mtu),
     }
 
 

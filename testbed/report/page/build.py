@@ -113,6 +113,7 @@ def view(document: Mapping[str, Any]) -> dict[str, Any]:
         "title": f"{run.get('backend', 'run')}: {_headline(counts, leaks)}",
         "headline": _headline(counts, leaks),
         "leaks": leaks,
+        "slow": sum(check["slow"] for check in checks),
         "tone": "bad" if any(counts[verdict] for verdict in BAD) or run.get("exit") else "good",
         "counts": [(verdict, WORDS[verdict], number) for verdict, number in counts.items() if number],
         "checks": sorted(checks, key=lambda check: ORDER.index(check["verdict"])),
@@ -198,6 +199,7 @@ def check_view(check: Mapping[str, Any], labs: Mapping[str, Any], programs: Prog
         "nodes": [str(node) for node in check.get("nodes", ())],
         "seconds": float(check.get("seconds", 0.0)),
         "slow": bool(check.get("slow")),
+        "late": [str(line) for line in account.get("late", ())],
         "began": float(account.get("began", 0.0)),
         "reason": str(check.get("reason", "")).strip(),
         "lab": lab_name,
@@ -381,16 +383,17 @@ def lab_view(name: str, lab: Mapping[str, Any]) -> dict[str, Any]:
 def mtu_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A node's MTUs, each with whether it is the one that flannel has to set."""
     wanted = row.get("wanted")
+    tunnel = row.get("tunnel_wanted", wanted)
 
-    def cell(value: object) -> dict[str, Any]:
+    def cell(value: object, wanted: object = wanted) -> dict[str, Any]:
         return {"value": "–" if value is None else value, "wrong": None not in (value, wanted) and value != wanted}
 
     pods = [(str(name), cell(value)) for name, value in dict(row.get("pods", {})).items()]
     return {
         "machine": row["machine"],
         "underlay": {"value": row.get("underlay") or "–", "wrong": False},
-        "tunnel": cell(row.get("tunnel")),
+        "tunnel": cell(row.get("tunnel"), tunnel),
         "bridge": cell(row.get("bridge")),
         "pods": pods,
-        "wanted": "–" if wanted is None else wanted,
+        "wanted": ("–" if wanted is None else wanted) if tunnel == wanted else f"{wanted}, tunnel {tunnel}",
     }
