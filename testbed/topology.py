@@ -304,7 +304,7 @@ class _Piece:
 def _links_of(racks: Sequence[_Piece], content: Mapping[str, Any]) -> dict[frozenset[str], tuple[str, str]]:
     """The machines at the ends of every link; none where what is wrong with the racks would show again here."""
     spines, listed = content.get("spines"), content.get("racks")
-    whole = all(rack.leaf and len(rack.nodes) == rack.of for rack in racks)
+    whole = bool(racks) and all(rack.leaf and len(rack.nodes) == rack.of for rack in racks)
     if not whole or not isinstance(spines, int) or (isinstance(listed, list) and len(listed) != len(racks)):
         return {}
     above = _numbered("spine", min(spines, MAX_SPINES))

@@ -235,6 +235,24 @@ def test_what_is_no_topology_at_all(tmp_path: Path, text: str, what: str) -> Non
     assert what in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("racks", "said"),
+    [
+        ("", "{file}:1: no racks\n  hint: describe them under racks, or a whole fabric under clos"),
+        ("racks: 5", "{file}:7: racks: has to be a list, not 5"),
+        ("racks: []", "{file}:7: racks: has to hold at least one, not []"),
+        ("clos: {racks: 2, nodes: 1, prefix: 24}", "{file}:7: clos.subnets: missing"),
+    ],
+)
+def test_without_racks_nothing_is_said_of_links(tmp_path: Path, racks: str, said: str) -> None:
+    path = tmp_path / "lab.yml"
+    links = "links:\n  leaf1-spine1: {delay: 1ms}\n  worker1-leaf1: {loss: 1%}\n"
+    path.write_text(f"mtu: 1500\nspines: 1\noutside: 203.0.113.8\n{links}{racks}\n")
+    with pytest.raises(InputError) as error:
+        load_topology(str(path), "t1")
+    assert str(error.value) == said.format(file=path)
+
+
 def test_a_clos_that_does_not_fit(tmp_path: Path) -> None:
     text = "mtu: 1500\nspines: 1\noutside: 203.0.113.8\nclos: {racks: 5, nodes: 1, subnets: 10.2.0.0/22, prefix: 24}\n"
     assert faults_of(tmp_path, text)[0][1:3] == ("clos.subnets", "10.2.0.0/22 has no 5 subnets of /24")
