@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from statistics import median
 
 import pytest
 
@@ -12,6 +13,7 @@ from testbed.fixtures import Facts, Figures, Path
 from testbed.model import LabSpec, LinkEnd, LinkSpec, Role
 from testbed.nodes.deploy import Cluster
 from testbed.nodes.pods import Pod
+from testbed.parallel import each
 from testbed.probes.capture import Window
 from testbed.probes.flows import Nonce, parse_ping, ping, udp_flows
 from testbed.probes.iproute import read_state
@@ -89,8 +91,7 @@ def many_pings(path: Path) -> None:
     Not UDP: the sender's kernel hashes the ports of what it encapsulates, and in a lab of one kernel that hash goes
     along with the packet to the switches, which would then spread what they could not tell apart.
     """
-    for _ in range(PINGS):
-        answer = ping(path.source, path.address, count=EACH, interval=0.01)
+    for answer in each(lambda _: ping(path.source, path.address, count=EACH), range(PINGS)):
         assert answer.lost == 0, answer.output
 
 
@@ -143,8 +144,8 @@ def uplink_taken(cluster: Cluster, path: Path, names: list[str]) -> str:
     return taken
 
 
-DELAY = 60.0
-"""Milliseconds that one uplink is slower than the others: more than any of this takes otherwise."""
+DELAY = 150.0
+"""Milliseconds that one uplink is slower than the others: what goes by it is overtaken by pings sent later."""
 ANSWER = re.compile(r"icmp_seq=(\d+) .*\btime=([\d.]+)")
 
 
@@ -160,11 +161,14 @@ def test_pings_of_a_pair_of_pods_stay_on_one_link(path: Path, cluster: Cluster) 
         link = link_at(lab, leaf, name)
         far = link.b.node if link.a.node == leaf else link.a.node
         with cluster.lab.fault(link.name, delay=DELAY, towards=far):
-            output = ping(path.source, path.address, count=EACH, interval=0.01).output
+            output = ping(path.source, path.address, count=EACH).output
         answers = [(int(number), float(time)) for number, time in ANSWER.findall(output)]
         assert [number for number, _ in answers] == list(range(1, EACH + 1)), output
-        slow = [time >= DELAY for _, time in answers]
-        assert slow == [name == taken] * EACH, f"{name} is slow, and the pings go by {taken}\n{output}"
+        times = sorted(time for _, time in answers)
+        if name == taken:
+            assert times[0] >= DELAY, f"{name} is slow, by which the pings go, and not all are\n{output}"
+        else:  # a busy machine may keep some of them for as long
+            assert median(times) < DELAY, f"{name} is slow, and the pings go by {taken}\n{output}"
 
 
 LOSS_WINDOW = 3000

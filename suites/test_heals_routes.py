@@ -88,7 +88,8 @@ def test_a_port_that_checks_addresses_takes_no_pod_s(
             tunnelled = ping(far.source, far.address, count=2)
             assert tunnelled.lost == 0, f"encapsulated: {tunnelled.output}"
         udp_flows(source, target.spec.ip, count=1, nonce=control, port=port + 1, wait=0.2)
-        assert window.packets(path.target_nic, control), f"{path.target_nic}: the node's own packets are dropped too"
+        if not window.packets(path.target_nic, control):
+            inconclusive(f"{path.target_nic}: the node's own packets are dropped too")
     assert window.packets(path.source_nic, plain), f"{path.source_nic}: the pod's packets did not leave the node"
     assert answer.received == 0, f"pods' packets pass a port that takes {source.spec.ip} alone: {answer.output}"
     window.absent(path.target_nic, plain, control=control)

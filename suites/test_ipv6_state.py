@@ -161,7 +161,7 @@ def test_a_deleted_ipv6_device_comes_back(cluster: Cluster, paths: Paths, facts6
     facts6.forget()
     try:
         if cluster.flannel.ipv4:
-            plain = ping(path.source, path.address, count=20, interval=0.01)
+            plain = ping(path.source, path.address, count=20)
             assert plain.lost == 0, f"IPv4: {plain.output}"
 
         def look() -> None:

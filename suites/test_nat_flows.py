@@ -6,7 +6,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from testbed.checks import check
+from testbed.checks import check, inconclusive
 from testbed.fixtures import Path, Paths
 from testbed.nodes.deploy import Cluster
 from testbed.probes.capture import Window
@@ -81,7 +81,8 @@ def test_multicast_is_not_masqueraded(path: Path, cluster: Cluster, window: Wind
     ping(path.source, GROUP, nonce=nonce, count=2, wait=1)
     out = ["-I", node.spec.underlay.name, "-I", str(gateway)]
     node.run(["ping", "-n", "-c", "2", "-i", "0.05", "-W", "1", "-p", control.hex, *out, str(GROUP)], check=False)
-    assert window.packets(f"{node.name}:{cluster.flannel.bridge}", nonce), "the pod's multicast never came to the node"
+    if not window.packets(f"{node.name}:{cluster.flannel.bridge}", nonce):
+        inconclusive(f"the pod's multicast never came to {node.name}")
     window.absent(path.source_nic, nonce, control=control)
     seen = window.packets(path.source_nic, control, at_least=2)
     assert [p.ip.src for p in seen if p.ip] == [gateway] * 2, f"{path.source_nic}: {seen}"

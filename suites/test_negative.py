@@ -9,12 +9,13 @@ from testbed.fixtures import Facts, Path, Paths
 from testbed.nodes.byhand import without_flanneld
 from testbed.nodes.deploy import Cluster
 from testbed.probes.capture import Window
-from testbed.probes.flows import Nonce, http_get, ping
+from testbed.probes.flows import ICMP_HEADERS, Nonce, http_get, ping, udp_flows
 from testbed.probes.iproute import State, read_state
 
 OF_CALICO = IPv4Address("169.254.1.1")
 EVERYWHERE = IPv4Network((0, 0))
 MISTYPED = IPv4Network("10.224.0.0/16")
+FLOWS = 16
 
 
 def of_calico(state: State) -> list[str]:
@@ -80,3 +81,9 @@ def test_packets_need_no_flanneld(path: Path, cluster: Cluster, facts: Facts) ->
         assert not answer.error, f"{path.address} by what was made by hand: {answer.error}"
         assert answer.facts.get("node") == path.target_node.name, answer.facts
         assert answer.peer == path.source.address, f"{path.source.name} is seen as {answer.peer}"
+        size = facts.mtu(path.source_node.name) - ICMP_HEADERS
+        for source, target in (path.pods, path.pods[::-1]):
+            full = ping(source, target.address, count=2, size=size, dont_fragment=True)
+            assert (full.lost, full.ttls) == (0, (62, 62)), full.output
+        flows = udp_flows(path.source, path.address, count=FLOWS, nonce=Nonce.new())
+        assert all(flow.reply for flow in flows), f"{sum(not flow.reply for flow in flows)} of {FLOWS} had no answer"

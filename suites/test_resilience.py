@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from testbed.checks import check
-from testbed.fixtures import Facts, Path, Paths
+from testbed.checks import check, inconclusive
+from testbed.deadline import Deadline
+from testbed.fixtures import Facts, Figures, Path, Paths
 from testbed.flannelspec import NFTABLES
 from testbed.labs.base import Node
 from testbed.nodes.deploy import Cluster
@@ -21,9 +22,10 @@ from testbed.probes.stream import streaming
 
 HEAL_SECONDS = 35.0
 """What the catalogue gives flanneld for a device that somebody deleted."""
-FLAP_SECONDS = 20.0
-RESYNC_SECONDS = 20.0
-"""flanneld looks at rules every 5 s where nothing tells it of a change; the rest is for machines that are busy."""
+FLAP_SECONDS = 15.0
+HEALED_SECONDS = 6.0
+"""flanneld looks at rules every 5 s where nothing tells it of a change."""
+SETTLED_SECONDS = 20.0
 
 
 def programmed(cluster: Cluster, facts: Facts, node: str) -> dict[str, frozenset[object]]:
@@ -119,7 +121,8 @@ def test_a_flapped_underlay_leaves_nothing_missing(paths: Paths, cluster: Cluste
     node = path.source_node
     before = programmed(cluster, facts, node.name)
     with flapped(node):
-        assert ping(path.source, path.address, wait=1).lost == 1, "a flap that takes nothing away shows nothing"
+        if not ping(path.source, path.address, wait=1).lost:
+            inconclusive(f"{node.name}'s packets pass while its interface is down: a flap that takes nothing away")
     facts.forget()
     try:
         facts.eventually(lambda: as_before(cluster, facts, node.name, before), seconds=FLAP_SECONDS)
@@ -129,8 +132,8 @@ def test_a_flapped_underlay_leaves_nothing_missing(paths: Paths, cluster: Cluste
 
 
 @check("RES-10", disruptive=True)
-def test_flushed_tables_heal(paths: Paths, cluster: Cluster, facts: Facts) -> None:
-    """An operator empties every table: flannel's rules are back, and pods reach outside and each other. Source: src."""
+def test_flushed_tables_heal(paths: Paths, cluster: Cluster, facts: Facts, figures: Figures) -> None:
+    """An operator empties every table: flannel's rules are back in 6 s, and pods reach all as before. Source: src."""
     if not cluster.flannel.ip_masq:
         pytest.skip("flanneld runs without --ip-masq")
     out, near, rules = paths.take("OUT"), paths.take("SN"), cluster.flannel.rules
@@ -145,8 +148,10 @@ def test_flushed_tables_heal(paths: Paths, cluster: Cluster, facts: Facts) -> No
     with rules_put_back(node, rules):  # those of others than flannel
         for argv in [["nft", "flush", "ruleset"]] if rules == NFTABLES else tables:
             node.run(argv)
-        facts.eventually(healed, seconds=RESYNC_SECONDS)
+        deadline = Deadline(HEALED_SECONDS)
+        facts.eventually(healed, seconds=HEALED_SECONDS)
+        figures.add("flushed rules are back", deadline.elapsed, "s", HEALED_SECONDS)
         for path in (out, near):
             answer = ping(path.source, path.address, count=2)
             assert answer.lost == 0, f"{path.kind}: {answer.output}"
-    facts.eventually(healed, seconds=RESYNC_SECONDS)
+    facts.eventually(healed, seconds=SETTLED_SECONDS)

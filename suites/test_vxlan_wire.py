@@ -165,11 +165,11 @@ def test_flows_have_source_ports_of_their_own(path: Path, cluster: Cluster, wind
 
 @check("VXE-12")
 def test_forwarding_needs_no_flanneld(path: Path, cluster: Cluster) -> None:
-    """A stopped flanneld loses no packet: the kernel forwards by itself. Source: S4."""
+    """Two seconds without any flanneld that runs lose no packet: the kernel forwards by itself. Source: S4."""
     for node in cluster.members:
         cluster.signal_flanneld(node.name, "STOP")
     try:
-        answer = ping(path.source, path.address, count=100, interval=0.01)
+        answer = ping(path.source, path.address, count=40)
     finally:
         for node in cluster.members:
             cluster.signal_flanneld(node.name, "CONT")
