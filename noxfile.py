@@ -69,16 +69,14 @@ def bench_labs(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """What takes long and asks for patience: kills at random moments, healing in full, a million inputs each parser."""
+    """What takes long: kills at random moments, healing in full, a million inputs each parser, runs, every mutant."""
     session.env.setdefault("TESTBED_KILLS", os.environ.get("TESTBED_KILLS", "200"))
     session.env.setdefault("TESTBED_CLAB_KILLS", os.environ.get("TESTBED_CLAB_KILLS", "50"))
     session.env.setdefault("TESTBED_SOAK", "1")
-    work(
-        session,
-        "soak",
-        ("pytest", "tests/soak", "tests/heals", "tests/fuzz", *session.posargs),
-        ("tests.heals.inguest",),
-    )
+    chosen = ("pytest", "tests/soak", "tests/heals", "tests/fuzz", *session.posargs)
+    # With words that choose among the tests these alone are meant.
+    others = () if session.posargs else (("tests.heals.inguest",), ("testbed.mutants", "--full", "--no-proofs"))
+    work(session, "soak", chosen, *others)
 
 
 @nox.session
