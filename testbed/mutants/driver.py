@@ -72,7 +72,7 @@ class Seen:
 
 @dataclass
 class Driver:
-    """Replaces pytest's loop over the checks. `full` runs the whole smoke set under each mutation."""
+    """Replaces pytest's loop over the checks. With `full` those of smoke that leave the lab alone are run as well."""
 
     mutations: Sequence[Mutation]
     backend: str
@@ -134,8 +134,8 @@ class Driver:
     ) -> None:
         mine = [item for item in items if row_of(item).id == mutation.row]
         left_out = (mutation.row, *ACT_ON_FLANNELD)
-        standing = [item for item in items if self.full and not is_disruptive(item)]
-        others = [item for item in standing if row_of(item).id not in left_out]
+        smoke = [item for item in items if self.full and row_of(item).smoke and not is_disruptive(item)]
+        others = [item for item in smoke if row_of(item).id not in left_out]
         watch, devices = self._watching(cluster), tunnel_devices(cluster.flannel)
         before = watch.read()
         try:

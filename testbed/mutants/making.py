@@ -155,6 +155,7 @@ def made(mutation: Mutation, cluster: Cluster) -> Iterator[None]:
     """Have a mutation in the lab for as long as the block lasts. Raises TestbedError where it cannot be made."""
     scene = Scene(cluster)
     with ExitStack() as undoing:
+        undoing.callback(_forget_paths, cluster)
         if mutation.held:
             undoing.callback(_signal, cluster, "CONT")
             _signal(cluster, "STOP")
@@ -171,6 +172,17 @@ def made(mutation: Mutation, cluster: Cluster) -> Iterator[None]:
             _replace(cluster, nodes, mutation.replace)
         _run_all(doing)
         yield
+
+
+def _forget_paths(cluster: Cluster) -> None:
+    """Let machines and pods forget a smaller MTU, or another router, that they were told of for a way: they go by that
+    for ten minutes, longer than the mutation lasts."""
+
+    def forget(place: Place) -> None:
+        for family in ("-4", "-6"):
+            place.run(["ip", family, "route", "flush", "cache"], check=False)
+
+    each(forget, [*cluster.lab.nodes.values(), *cluster.pods.values()])
 
 
 def _filled(commands: Sequence[Sequence[str]], words: Mapping[str, str]) -> list[list[str]]:

@@ -48,6 +48,26 @@ FAULTY = r"""
   assertion: has MTU 1450
 """
 
+WITH_OTHERS = r"""
+- id: more-than-said
+  row: L2-02
+  on: client_pod
+  do:
+  - ip route add {local_ip} via {gateway}
+  undo:
+  - ip route delete {local_ip} via {gateway}
+  assertion: there, back
+- id: as-said
+  row: L2-02
+  on: client_pod
+  do:
+  - ip route add {local_ip} via {gateway}
+  undo:
+  - ip route delete {local_ip} via {gateway}
+  assertion: there, back
+  also: [POD-05]
+"""
+
 
 def run(folder: Path, *options: str) -> tuple[int, dict[str, dict[str, str]], str]:
     argv = [sys.executable, "-m", "testbed.mutants", "--backend", "vxlan", "--name", unique("mutants")]
@@ -77,4 +97,15 @@ def test_what_goes_wrong_is_told_apart(tmp_path: Path) -> None:
         "comes-too-late": "not run",
     }, told
     assert "POD-09" in found["is-not-undone"]["said"]
+    assert code == 1, told
+
+
+def test_other_rows_that_fail_are_told_apart_from_those_that_may(tmp_path: Path) -> None:
+    (tmp_path / "others.yaml").write_text(WITH_OTHERS)
+    code, found, told = run(tmp_path, "--full", "--file", str(tmp_path / "others.yaml"))
+    assert {name: one["outcome"] for name, one in found.items()} == {
+        "more-than-said": "bystanders",
+        "as-said": "killed",
+    }
+    assert found["more-than-said"]["said"].startswith("POD-05 failed too"), told
     assert code == 1, told
