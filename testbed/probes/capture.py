@@ -39,7 +39,7 @@ there for a tcpdump that a busy machine does not let run. A packet takes about 1
 MOST_KEPT = 200
 """How many of the packets that a check was given are kept decoded for its report."""
 
-LISTEN_SECONDS, SEEN_SECONDS, STATS_SECONDS = 10.0, 3.0, 10.0
+LISTEN_SECONDS, SEEN_SECONDS, STATS_SECONDS = 30.0, 3.0, 10.0
 
 # The end of a tcpdump, by its own words: whoever entered the node for it may hold its pipes open.
 _ENDED = re.compile(
