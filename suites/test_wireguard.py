@@ -106,9 +106,11 @@ def test_the_key_is_the_node_s_own_and_stays(cluster: Cluster, facts: Facts) -> 
     node.run(["rm", "-f", cluster.flannel.subnet_file])  # that it is there again says that flanneld is ready
     cluster.start_flanneld(node.name)
     cluster.wait_ready([node.name])
+    facts.forget()
 
     def look() -> None:
         assert public_key(cluster, node) == before
-        assert facts.leases()[node.name]["value"]["BackendData"]["PublicKey"] == before
+        published = facts.leases()[node.name]["value"]["BackendData"]["PublicKey"]
+        assert published == before, f"{node.name} has the key {before}, and publishes {published} after a restart"
 
     facts.eventually(look)
