@@ -51,7 +51,8 @@ def outcome_of(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.Te
 
 def as_expected(outcome: Outcome, run: Run) -> Outcome:
     """The outcome as it counts with the implementations under test; they are asked only where it matters."""
-    matters = [e for e in run.expectations if e.about(outcome.id, outcome.backend)]
+    entries = (e for e in run.expectations if e.of_run(run.flannel.rules, run.options.store))
+    matters = [e for e in entries if e.about(outcome.id, outcome.backend)]
     if not matters or run.cluster is None or outcome.verdict not in (Verdict.HELD, Verdict.FAILED):
         return outcome
     try:

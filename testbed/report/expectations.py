@@ -15,11 +15,16 @@ from typing import Any
 from testbed.checks import load_catalogue
 from testbed.data import folder
 from testbed.errors import Fault, InputError
-from testbed.flannelspec import BACKENDS
+from testbed.flannelspec import BACKENDS, RULES
+from testbed.options import STORES
 from testbed.report.record import Outcome, Verdict
 from testbed.yamlmarks import Document, parse, read_text
 
-KEYS = ("id", "implementation", "versions", "backends", "reason", "link", "strict")
+KEYS = ("id", "implementation", "versions", "backends", "rules", "store", "reason", "link", "introduced", "strict")
+CHOICES = {"backends": tuple(BACKENDS), "rules": RULES, "store": STORES}
+"""The keys that hold a list of what a run may be, by default all of it."""
+_CHOICE = {"backends": "run", "rules": "kind of rules", "store": "store"}
+_TEXTS = {"id": None, "implementation": None, "reason": None, "versions": "", "link": "", "introduced": ""}
 
 _BOUND = re.compile(r"(>=|<=|==|>|<)(\d{1,6}(?:\.\d{1,6}){0,2})")
 
@@ -39,19 +44,36 @@ class Implementation:
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """One entry: the row, the implementation and versions, the backends, and why it fails."""
+    """One entry: the row, the implementation and versions, the runs that it is about, and why it fails.
+
+    `link` is where upstream was told, `introduced` the change by which it came in.
+    """
 
     id: str
     implementation: str
     reason: str
-    backends: tuple[str, ...] = tuple(BACKENDS)
+    backends: tuple[str, ...] = CHOICES["backends"]
+    rules: tuple[str, ...] = CHOICES["rules"]
+    store: tuple[str, ...] = CHOICES["store"]
     versions: str = ""
     link: str = ""
+    introduced: str = ""
     strict: bool = True
 
     def about(self, row: str, backend: str) -> bool:
         """Whether it is about a check of a run, whatever the implementation is."""
         return row == self.id and backend in self.backends
+
+    def of_run(self, rules: str, store: str) -> bool:
+        """Whether it is about runs with those rules and that store."""
+        return rules in self.rules and store in self.store
+
+    @property
+    def why(self) -> str:
+        """The reason, and where to read more of it."""
+        where = [self.link, f"introduced by {self.introduced}" if self.introduced else ""]
+        told = "; ".join(filter(None, where))
+        return f"{self.reason} ({told})" if told else self.reason
 
     def meets(self, implementation: Implementation) -> bool:
         """Whether it is about an implementation."""
@@ -109,8 +131,8 @@ def load_expectations(path: Path | None = None) -> tuple[Expectation, ...]:
 
 
 def _expectation(entry: Mapping[str, Any]) -> Expectation:
-    facts = {key: value for key, value in entry.items() if key != "backends"}
-    return Expectation(**facts, backends=tuple(entry.get("backends", BACKENDS)))
+    facts: dict[str, Any] = {key: tuple(value) if key in CHOICES else value for key, value in entry.items()}
+    return Expectation(**facts)
 
 
 def _problems(document: Document, position: int, entry: Any) -> list[Fault]:
@@ -124,8 +146,8 @@ def _problems(document: Document, position: int, entry: Any) -> list[Fault]:
         found.append(document.fault((*here, key), "not known", hint))
     found += [
         document.fault((*here, key), "has to be text" if key in entry else "missing")
-        for key in ("id", "implementation", "reason", "versions", "link")
-        if not isinstance(entry.get(key, "" if key in ("versions", "link") else None), str)
+        for key, default in _TEXTS.items()
+        if not isinstance(entry.get(key, default), str)
     ]
     if not isinstance(entry.get("strict", True), bool):
         found.append(document.fault((*here, "strict"), "has to be true or false"))
@@ -134,11 +156,12 @@ def _problems(document: Document, position: int, entry: Any) -> list[Fault]:
         close = get_close_matches(entry["id"], rows, 1)
         hint = f"did you mean {close[0]}?" if close else "`testbed checks` lists the rows"
         found.append(document.fault((*here, "id"), f"{entry['id']} is not in the catalogue", hint))
-    backends = entry.get("backends", [])
-    strangers = [b for b in backends if b not in BACKENDS] if isinstance(backends, list) else [backends]
-    if strangers:
-        hint = f"the runs are {', '.join(BACKENDS)}"
-        found.append(document.fault((*here, "backends"), f"{strangers[0]!r} is no run", hint))
+    for key, known in CHOICES.items():
+        given = entry.get(key, known)
+        strangers = [one for one in given if one not in known] if isinstance(given, (list, tuple)) else [given]
+        if strangers or not given:
+            what = f"{strangers[0]!r} is no {_CHOICE[key]}" if strangers else f"names no {_CHOICE[key]} at all"
+            found.append(document.fault((*here, key), what, f"{key} is a list of {', '.join(known)}"))
     bounds = entry.get("versions", "")
     if isinstance(bounds, str) and _BOUND.sub("", bounds).strip(" ,"):
         found.append(document.fault((*here, "versions"), f"{bounds!r} are no bounds", 'write ">=0.20 <0.29"'))
@@ -155,7 +178,7 @@ def judged(outcome: Outcome, expectations: Sequence[Expectation], implementation
         meets = [expectation.meets(implementation) for implementation in implementations]
         if not expectation.about(outcome.id, outcome.backend) or not any(meets):
             continue
-        why = f"{expectation.reason}{f' ({expectation.link})' if expectation.link else ''}"
+        why = expectation.why
         if outcome.verdict is Verdict.FAILED:
             reason = f"expected of {expectation.implementation}: {why}\n{outcome.reason}"
             return replace(outcome, verdict=Verdict.EXPECTED_FAILURE, reason=reason)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -26,7 +27,9 @@ from testbed.report.terminal import Screen
 from testbed.runstate import Run
 
 UPSTREAM, BUNDLED = Implementation("flanneld", "v0.28.9"), Implementation("bundled", "0.1.0")
-ENTRY = Expectation("WG-08", "upstream", "flannel.1 stays", ("wireguard",), "<=0.28.9", "rancher/rke2#9338")
+ENTRY = Expectation(
+    "WG-08", "upstream", "flannel.1 stays", ("wireguard",), versions="<=0.28.9", link="rancher/rke2#9338"
+)
 
 
 def outcome(verdict: Verdict = Verdict.FAILED, row: str = "WG-08", backend: str = "wireguard") -> Outcome:
@@ -106,9 +109,19 @@ def test_the_committed_list() -> None:
         (
             "- id: WG-08\n  implementation: upstream\n  reason: x\n  backends: [wiregard]",
             5,
-            "'wiregard' is no",
+            "'wiregard' is no run",
             "wireguard",
         ),
+        (
+            "- id: WG-08\n  implementation: upstream\n  reason: x\n  rules: [iptables]",
+            5,
+            "'iptables' is no kind of rules",
+            "iptables-legacy",
+        ),
+        ("- {id: WG-08, implementation: upstream, reason: x, rules: nftables}", 2, "'nftables' is no kind", "a list"),
+        ("- {id: WG-08, implementation: upstream, reason: x, store: [kube]}", 2, "'kube' is no store", "kubernetes"),
+        ("- {id: WG-08, implementation: upstream, reason: x, store: []}", 2, "names no store at all", "kubernetes"),
+        ("- {id: WG-08, implementation: upstream, reason: x, introduced: 7}", 2, "has to be text", ""),
         ("- {id: WG-08, implementation: upstream, reason: x, versions: new}", 2, "are no bounds", ">=0.20"),
         ("- {id: WG-08, implementation: upstream, reason: x, strict: perhaps}", 2, "true or false", ""),
         ("- 5", 2, "an entry with an id", ""),
@@ -137,12 +150,15 @@ class FakeNode:
         return Result(self.name, tuple(argv), 0, "", f"{self.says}\n", 0.0)
 
 
-def fake_run(*nodes: FakeNode, given: Path | None) -> Run:
+def fake_run(
+    *nodes: FakeNode, given: Path | None, entry: Expectation = ENTRY, rules: str = "nftables", store: str = "etcd"
+) -> Run:
     by_name = {node.name: node for node in nodes}
-    options = SimpleNamespace(implementation=lambda name: given)
+    options = SimpleNamespace(implementation=lambda name: given, store=store)
     lab = SimpleNamespace(node=by_name.__getitem__)
     cluster = SimpleNamespace(members=tuple(nodes), lab=lab, options=options)
-    run = SimpleNamespace(cluster=cluster, expectations=(ENTRY,), implementations={})
+    flannel = SimpleNamespace(rules=rules)
+    run = SimpleNamespace(cluster=cluster, options=options, flannel=flannel, expectations=(entry,), implementations={})
     return cast("Run", run)
 
 
@@ -155,6 +171,56 @@ def test_a_run_asks_the_flanneld_on_its_node_and_only_where_it_matters() -> None
     assert verdicts.as_expected(outcome(Verdict.HELD), run).verdict is Verdict.UNEXPECTED_PASS
     assert [node.asked for node in nodes] == [1, 0], "one program is asked once"
     assert set(implementations(cast("Any", run.cluster), run.implementations).values()) == {UPSTREAM}
+
+
+@pytest.mark.parametrize(
+    ("about", "rules", "store", "verdict"),
+    [
+        ({}, "nftables", "etcd", Verdict.EXPECTED_FAILURE),
+        ({"rules": ("nftables",)}, "nftables", "kubernetes", Verdict.EXPECTED_FAILURE),
+        ({"rules": ("nftables",)}, "iptables-nft", "etcd", Verdict.FAILED),
+        ({"rules": ("iptables-nft", "iptables-legacy")}, "iptables-legacy", "etcd", Verdict.EXPECTED_FAILURE),
+        ({"store": ("etcd",)}, "nftables", "etcd", Verdict.EXPECTED_FAILURE),
+        ({"store": ("etcd",)}, "nftables", "kubernetes", Verdict.FAILED),
+        ({"rules": ("nftables",), "store": ("etcd",)}, "nftables", "kubernetes", Verdict.FAILED),
+    ],
+)
+def test_an_entry_may_be_about_some_rules_and_stores_alone(
+    about: dict[str, tuple[str, ...]], rules: str, store: str, verdict: Verdict
+) -> None:
+    entry = replace(ENTRY, **cast("dict[str, Any]", about))
+    run = fake_run(FakeNode("worker1", "v0.28.9"), given=Path("flanneld"), entry=entry, rules=rules, store=store)
+    assert verdicts.as_expected(outcome(), run).verdict is verdict
+    passed = Verdict.UNEXPECTED_PASS if verdict is Verdict.EXPECTED_FAILURE else Verdict.HELD
+    assert verdicts.as_expected(outcome(Verdict.HELD), run).verdict is passed
+
+
+@pytest.mark.parametrize(
+    ("link", "introduced", "told"),
+    [
+        ("", "", "flannel.1 stays"),
+        ("a/b#1", "", "flannel.1 stays (a/b#1)"),
+        ("", "a/b#2", "flannel.1 stays (introduced by a/b#2)"),
+        ("a/b#1", "a/b#2", "flannel.1 stays (a/b#1; introduced by a/b#2)"),
+    ],
+)
+@pytest.mark.parametrize("verdict", [Verdict.FAILED, Verdict.HELD])
+def test_a_report_is_told_from_the_change_that_brought_it(
+    link: str, introduced: str, told: str, verdict: Verdict
+) -> None:
+    entry = replace(ENTRY, link=link, introduced=introduced)
+    assert f": {told}\n" in judged(outcome(verdict), [entry], [UPSTREAM]).reason
+
+
+def test_keys_of_the_file_become_an_entry(tmp_path: Path) -> None:
+    path = tmp_path / "expected.yaml"
+    path.write_text(
+        "expected:\n- {id: NAT-01, implementation: upstream, reason: x, rules: [nftables], store: [etcd, kubernetes], "
+        "introduced: 'a/b#2'}\n"
+    )
+    (entry,) = load_expectations(path)
+    assert (entry.rules, entry.store, entry.introduced) == (("nftables",), ("etcd", "kubernetes"), "a/b#2")
+    assert entry.backends == tuple(BACKENDS)
 
 
 def test_the_bundled_one_is_never_expected_to_fail() -> None:
