@@ -155,11 +155,11 @@ class Reconciler:
         subnet = self._claims.holders.of((route.version, route.dst))
         for one in self._claims.had(subnet).routes:
             if subnet and one.key == route.key:
-                if (kind == rtnl.DELROUTE) == (route == one):
+                if _harms(kind, seen, one):
                     self._known.dirty.add(subnet)
                 return
         underlay = (self._backend.asks_routes or self._failing) and not self._inside(route)
-        if underlay or (kind == rtnl.DELROUTE and route in self._own_routes):
+        if underlay or any(one.key == route.key and _harms(kind, seen, one) for one in self._own_routes):
             self.compare_soon()
 
     def _inside(self, route: Route) -> bool:
@@ -280,7 +280,7 @@ class Reconciler:
             route = seen.route
             one = wanted.get(route.key)
             if one is not None:
-                if not seen.multipath and not seen.tos:
+                if seen.bare:
                     there.add(route)
                 if route != one and (self._backend.is_ours(seen, self._facts) or self._is_recorded(seen, names)):
                     changes.superseded.append((route, everything.routes[one]))
@@ -397,6 +397,11 @@ class Reconciler:
         self._failing[subnet] = text
         if subnet == self._own:
             self.compare_soon(_RETRY_FIRST)
+
+
+def _harms(kind: int, seen: SeenRoute, wanted: Route) -> bool:
+    """Whether a change leaves a route of ours away, or another one than it was made."""
+    return seen.route == wanted if kind == rtnl.DELROUTE else seen.route != wanted or not seen.bare
 
 
 def _shape(link: Link) -> tuple[object, ...]:

@@ -40,6 +40,8 @@ _NTF_SELF = 2
 _NODAD = 2
 _ONLINK = 4
 _SCOPE_NOWHERE = 255
+# RTA_METRICS, RTA_FLOW and RTA_ENCAP: what nobody sees who looks at a route's destination and gateway alone
+_MORE = {8, 11, 22}
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
 _NEIGH = struct.Struct("=BxxxiHBB")
@@ -292,7 +294,7 @@ def parse_route(payload: bytes) -> SeenRoute:
         _u32(found.get(6)), _version(family), scope,
     )  # fmt: skip
     table = _u32(found.get(15)) or table
-    return SeenRoute(route, protocol, tos, 9 in found, table, _integer(found.get(7)))
+    return SeenRoute(route, protocol, tos, 9 in found, table, _integer(found.get(7)), bool(found.keys() & _MORE))
 
 
 def dump_routes(netlink: Netlink, version: int = 4) -> list[SeenRoute]:

@@ -112,7 +112,11 @@ class Route(NamedTuple):
 
 
 class SeenRoute(NamedTuple):
-    """A route together with what we do not set but must tell apart: who made it, its TOS, paths and table."""
+    """A route together with what we do not set but must tell apart: who made it, its TOS, paths and table.
+
+    `preferred` is its source address; `more` whether it has an MTU or another metric of its own, a realm, or an
+    encapsulation.
+    """
 
     route: Route
     protocol: int
@@ -120,6 +124,12 @@ class SeenRoute(NamedTuple):
     multipath: bool
     table: int
     preferred: int = 0
+    more: bool = False
+
+    @property
+    def bare(self) -> bool:
+        """Whether it says nothing that `route` does not."""
+        return not (self.tos or self.multipath or self.preferred or self.more)
 
     @property
     def plain(self) -> bool:

@@ -69,6 +69,19 @@ def test_a_route_comes_back(route: rtnl.Route) -> None:
     assert (seen.protocol, seen.table, seen.multipath) == (rtnl.PROTOCOL_BOOT, rtnl.MAIN_TABLE, False)
 
 
+@pytest.mark.parametrize(
+    ("kind", "data", "bare"),
+    [(7, b"\xc0\xa8\x32\x01", False), (8, netlink.attribute(2, b"\x14\x05\0\0"), False), (11, b"\x07\0\0\0", False),
+     (22, b"", False), (12, bytes(32), True), (20, b"\0", True)],
+    ids=["source", "metrics", "realm", "encapsulation", "cache info", "preference"],
+)  # fmt: skip
+def test_a_route_is_bare_without_what_we_never_give_it(kind: int, data: bytes, bare: bool) -> None:
+    route = rtnl.Route(0x0AF40200, 24, 0xC0A83202, 7)
+    body = rtnl.set_route(route).body
+    assert rtnl.parse_route(body).bare
+    assert rtnl.parse_route(body + netlink.attribute(kind, data)).bare == bare
+
+
 def test_a_vxlan_device_comes_back() -> None:
     wanted = rtnl.Vxlan(4000, 7, 0xC0A83201, 4789, True, True)
     link = rtnl.parse_link(rtnl.new_vxlan("flannel.4000", wanted, 1400, b"\x02\0\0\0\0\1").body)

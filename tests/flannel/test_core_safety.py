@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.flannel.backendlab import need_link
 from tests.flannel.corelab import HEALS_WITHIN, Node, peer, until
 
 HOST_GW = {"Type": "host-gw"}
@@ -134,6 +135,25 @@ def test_host_gw_leaves_and_heals_what_upstream_does(node: Node) -> None:
         node.ip(damage)
         node.ip("link set eth0 up")
         until(lambda: node.routes() == gateways(2, 3), f"routes after {damage}", HEALS_WITHIN)
+
+
+@pytest.mark.parametrize("kind", ["vxlan", "host-gw", "ipip"])
+@pytest.mark.parametrize("more", ["src 192.168.50.1", "mtu 1300", "advmss 1200 initcwnd 10", "realm 7"])
+def test_a_route_to_which_something_was_added_is_as_it_was_made(node: Node, kind: str, more: str) -> None:
+    if kind == "ipip":
+        need_link(node, "ipip")
+    daemon = node.start(backend={"Type": kind})
+    daemon.list(peer(2, kind=kind), peer(3, kind=kind))
+    until(lambda: len(node.routes()) == 2, "routes", HEALS_WITHIN)
+    made = node.routes()
+    node.ip(f"route replace {made[1]} {more}")
+    until(lambda: node.routes() == made, f"{made} instead of {node.routes()}", HEALS_WITHIN)
+    daemon.stop()
+    node.ip(f"route replace {made[1]} {more}")
+    assert node.routes() != made
+    again = node.start(backend={"Type": kind})
+    again.list(peer(2, kind=kind), peer(3, kind=kind))
+    until(lambda: node.routes() == made, f"{made} after a start", HEALS_WITHIN)
 
 
 def test_host_gw_removes_its_leftovers_by_its_records_alone(node: Node) -> None:

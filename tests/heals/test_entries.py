@@ -54,6 +54,19 @@ def test_all_entries_deleted_at_once_heal(lab: HealLab) -> None:
     assert lab.answers()
 
 
+def test_every_route_changed_heals(lab: HealLab) -> None:
+    """What is added to a route of flannel's is not seen by its destination and gateway, and packets fare by it."""
+    lab.settled()
+    routes = [line for line in lab.peers_routes() if " via " in line or lab.flannel.backend.type in ONE_ROUTE]
+    assert routes
+    own = str(lab.cluster.lab.spec.node(lab.victim).ip)
+    for line in routes:
+        for more in ("mtu 1300", f"src {own}"):
+            changed = f"{line.partition(' src ')[0]} {more}"
+            lab.heals(f"changed: route {changed}", lambda changed=changed: lab.ip(f"route replace {changed}"))  # type: ignore[misc]
+    assert lab.answers()
+
+
 def test_everything_deleted_at_once_heals(lab: HealLab) -> None:
     """Entries, device and rules in one go."""
     lab.settled(rules=True)
