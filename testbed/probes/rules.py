@@ -133,9 +133,13 @@ def rules_of_flannel(place: Place, kept_by: str) -> tuple[str, ...]:
 
 @contextmanager
 def rules_put_back(place: Place, flavour: str) -> Iterator[None]:
-    """Behind the block every rule of iptables is where it was: their order, too, counts. Raises LabError."""
+    """Behind the block every rule of iptables is where it was: their order, too, counts. Raises LabError.
+
+    Where flavour is nftables, so are flannel's tables, which not every flanneld looks after.
+    """
     program = "iptables-nft" if flavour == "nftables" else flavour
     saved = place.run([f"{program}-save"]).stdout
+    tables = _nft_tables(place) if flavour == "nftables" else {}
     try:
         yield
     finally:
@@ -144,3 +148,14 @@ def rules_put_back(place: Place, flavour: str) -> Iterator[None]:
         for table in sorted(read_tables(place, program).keys() - known):  # in no use then
             for what in ("-F", "-X"):
                 place.run([program, "-t", table, what])
+        found = _nft_tables(place) if tables else {}
+        for table, text in tables.items():
+            if found[table] != text:
+                anew = f"table {table}\ndelete table {table}\n{text}"
+                place.run(["nft", "-f", "-"], stdin=anew if text else f"delete table {table}")
+
+
+def _nft_tables(place: Place) -> dict[str, str]:
+    """Each of flannel's tables as nft writes it; "" for one that is not there."""
+    names = ("ip flannel-ipv4", "ip6 flannel-ipv6")
+    return {name: place.run(["nft", "list", "table", *name.split()], check=False).stdout for name in names}
