@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from testbed.checks import check
 from testbed.fixtures import Facts, Path, Paths
+from testbed.flannelspec import BACKENDS, run_of
 from testbed.labs.base import Node
 from testbed.nodes.deploy import Cluster
 from testbed.nodes.otherwise import reconfigure
@@ -49,28 +49,36 @@ def other_conf(cluster: Cluster) -> Mapping[str, Any]:
 def test_another_backend_is_everywhere_after_a_restart(paths: Paths, cluster: Cluster, facts: Facts) -> None:
     """Every lease says the new type, every route is the new one's, and packets follow. Source: S2."""
     path, conf = paths.take("SS"), other_conf(cluster)
-    old, kind = cluster.flannel.backend.type, str(conf["Backend"]["Type"])
     try:
         reconfigure(cluster, conf)
-        facts.eventually(lambda: switched(cluster, facts, path, kind), seconds=SWITCHED_SECONDS)
+        facts.eventually(lambda: switched(cluster, facts, path, conf), seconds=SWITCHED_SECONDS)
     finally:
         reconfigure(cluster, cluster.flannel.net_conf)
         facts.forget()
-    facts.eventually(lambda: switched(cluster, facts, path, old), seconds=SWITCHED_SECONDS)
+    facts.eventually(lambda: switched(cluster, facts, path, cluster.flannel.net_conf), seconds=SWITCHED_SECONDS)
 
 
-def switched(cluster: Cluster, facts: Facts, path: Path, kind: str) -> None:
-    """Assert that leases, routes and packets between two nodes of one subnet are that backend's."""
+def switched(cluster: Cluster, facts: Facts, path: Path, conf: Mapping[str, Any]) -> None:
+    """Assert that leases, routes and packets between two nodes of one subnet are those of conf's backend."""
     facts.forget()
+    kind = conf["Backend"]["Type"]
     said = {name: lease["value"].get("BackendType") or "udp" for name, lease in cluster.leases().items()}
     assert set(said.values()) == {kind}, f"not every lease is of {kind}: {said}"
     cidr = cluster.pod_cidr(path.target_node.name)
-    routes = facts.node(path.source_node.name).routes
-    devices = [route.dev for route in routes if path.address in route.dst and route.dst.subnet_of(cidr)]
-    wanted = path.source_node.spec.underlay.name if kind == "host-gw" else r"flannel[.\w-]*"
-    fitting = [dev for dev in devices if re.fullmatch(wanted, dev)]
-    alone = cluster.flannel.backend.type in ("udp", "ipsec") and kind == cluster.flannel.backend.type
-    direct = cluster.flannel.direct and kind == cluster.flannel.backend.type
-    assert alone or direct or devices == fitting != [], f"{path.source_node.name} reaches {cidr} by {devices}"
+    network, routes = cluster.flannel.network, facts.node(path.source_node.name).routes
+    devices = {route.dev for route in routes if path.address in route.dst and route.dst.subnet_of(network)}
+    wanted = device_of(conf, path)
+    assert devices == wanted, f"{path.source_node.name} reaches {cidr} by {devices}, not by {wanted}"
     answer = ping(path.source, path.address, wait=1)
     assert answer.lost == 0, answer.output
+
+
+def device_of(conf: Mapping[str, Any], path: Path) -> set[str]:
+    """The device that a backend's routes to a node of the same subnet lead to; none where its policies take packets."""
+    run = run_of(conf)
+    assert run is not None, f"no run has the backend of {conf}"
+    backend = BACKENDS[run]
+    if backend.direct or not backend.tunnels:
+        return {path.source_node.spec.underlay.name}
+    device = backend.tunnel_device(conf)
+    return {device} if device else set()

@@ -30,10 +30,9 @@ STARTED = "CLI flags config"
 BARE = "of the bare underlay"
 TIMES = "times the bare underlay"
 
-SLOWEST = {"wireguard": 0.05, "ipsec": 0.02}
-"""The least share of the underlay's throughput, where every packet is encrypted by one processor."""
-LEAST_SHARE = 0.15
-"""The same for everything else that the kernel forwards: what a lab without offloads gives, with room for its noise."""
+LEAST_SHARE = {"host-gw": 0.2, "vxlan": 0.15, "ipip": 0.15, "udp": 0.15, "wireguard": 0.05, "ipsec": 0.02}
+"""The least share of the underlay's throughput: what a lab without offloads gives, with room for its noise. One
+processor encrypts every packet of the last two; udp's is that of pods of one node, which no tunnel is between."""
 MOST_RTT = 10.0
 """Times the underlay's median round trip; the kernel takes about twice as long, a process on the way much longer."""
 MOST_LOST = 0.02
@@ -99,7 +98,7 @@ def test_pods_have_their_share_of_the_underlay(
 ) -> None:
     """TCP by one and eight connections, lost datagrams, round trips and CPU, beside the nodes' own. Source: S0, S4."""
     gates = cluster.flannel.backend.type != "udp" or path.kind == "SN"  # PERF-05: that backend is for debugging
-    least = SLOWEST.get(cluster.flannel.backend.type, LEAST_SHARE) if gates else None
+    least = LEAST_SHARE[cluster.flannel.backend.type] if gates else None
     shares: list[float] = []
     with both(path, paths, captures) as (pods, nodes, under):
         for streams in (1, 8):
@@ -109,14 +108,14 @@ def test_pods_have_their_share_of_the_underlay(
             figures.add(f"{path.kind}: TCP, {connections}", share, BARE, least)
             figures.add(f"{path.kind}: CPU a GiB, {connections}", cpu, TIMES)
         lost, lost_bare = (link.lost(datagrams=DATAGRAMS, size=1000, pace=PACE) for link in (pods, nodes))
-        figures.add(f"{path.kind}: datagrams lost", 100 * lost, "% of datagrams", 100 * MOST_LOST)
+        figures.add(f"{path.kind}: datagrams lost", 100 * lost, "% of datagrams", 100 * MOST_LOST if gates else None)
         trips, trips_bare = round_trips(path.source, path.address), round_trips(under.source, under.address)
     assert len(trips) > PINGS / 2, f"only {len(trips)} of {PINGS} pings were answered"
     slower = statistics.median(trips) / statistics.median(trips_bare)
     figures.add(f"{path.kind}: round trip, p50", slower, TIMES, MOST_RTT if gates else None)
     figures.add(f"{path.kind}: round trip, p99", quantile(trips, 0.99) / quantile(trips_bare, 0.99), TIMES)
-    assert lost <= lost_bare + MOST_LOST, f"{lost:.1%} of the datagrams were lost, {lost_bare:.1%} on the bare underlay"
     if least is not None:
+        assert lost <= lost_bare + MOST_LOST, f"{lost:.1%} of the datagrams were lost, {lost_bare:.1%} without flannel"
         assert min(shares) >= least, f"{shares} of the bare underlay's throughput by 1 and 8 connections"
         assert slower <= MOST_RTT, f"a round trip takes {slower:.1f} times as long as on the bare underlay"
 
