@@ -48,6 +48,8 @@ class Scene:
         self.near = cluster.lab.node(near.target.partition("/")[0]) if near else self.peer
         known = {self.client.name, self.peer.name}
         self.other = next((node for node in cluster.members if node.name not in known), self.near)
+        known.add(self.near.name)
+        self.unused = next((node for node in cluster.members if node.name not in known), self.other)
 
     def _pod(self, node: str, name: str) -> Pod:
         return self.cluster.pods[f"{node}/{name}"]
@@ -109,7 +111,8 @@ class Scene:
     @property
     def _others(self) -> Mapping[str, Node]:
         """Who else there is, by what mutations call them."""
-        return {"client": self.client, "peer": self.peer, "near": self.near, "other": self.other}
+        found = {"client": self.client, "peer": self.peer, "near": self.near, "other": self.other}
+        return found | {"unused": self.unused}
 
     def _keys(self) -> Mapping[str, str]:
         """The keys by which the nodes are peers of wireguard's."""

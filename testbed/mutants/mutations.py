@@ -45,12 +45,15 @@ NAMES = frozenset(
         *"tunnel6 network6 gateway6 router6 pod_ip6 peer_pod_ip6 mtu6 outside_ip6".split(),
         *(
             f"{node}_{key}"
-            for node in ("own", "client", "peer", "near", "other")
+            for node in ("own", "client", "peer", "near", "other", "unused")
             for key in "ip cidr base mac nic_mac key ip6 cidr6 base6 mac6".split()
         ),
     }
 )
-"""What braces in a mutation's words stand for, as seen from the machine that it acts on; see `making.Scene.words`."""
+"""What braces in a mutation's words stand for, as seen from the machine that it acts on; see `making.Scene.words`.
+
+The client's node has a path to `peer` and to `near`; `other` is neither the client's nor the peer's, `unused` is none of
+these three where there are so many."""
 
 _BRACES = re.compile(r"\{(\w+)\}")
 
