@@ -19,7 +19,16 @@ from testbed.report.parts import CHECKS
 from testbed.report.record import Outcome, Verdict
 from testbed.report.write import safe_name, save_artefacts
 from testbed.runstate import Run
-from testbed.statewatch import State, StateWatch, as_it_is, differences, tunnel_devices, with_tunnels_named
+from testbed.statewatch import (
+    State,
+    StateWatch,
+    as_it_is,
+    differences,
+    machine_of,
+    machines_of,
+    tunnel_devices,
+    with_tunnels_named,
+)
 
 if TYPE_CHECKING:
     from _pytest.fixtures import FixtureDef, SubRequest
@@ -57,7 +66,9 @@ class Aftermath:
         self.watching = True
         self.watch: StateWatch | None = None
         self.state: State = {}
+        self.silent: set[str] = set()  # machines that could not be asked at some time, which was said
         self.kept: list[str] = []  # the checks of which everything was gathered
+        self.told: set[str] = set()  # those that have left something at all
         self.traces: list[dict[str, Any]] = []
         self.elsewhere = {"readings": 0, "seconds": 0.0}  # what workers have spent
         self._captures: Captures | None = None
@@ -134,11 +145,15 @@ class Aftermath:
         seen_as = self._but_for_macs if disruptive else as_it_is
         if after != before:
             after = watch.settled(before, DISRUPTIVE_SECONDS if disruptive else GRACE_SECONDS, seen_as)
-        self.state = after
-        before, after = seen_as(before), seen_as(after)
-        # A machine that could not be asked, then or now, has told nothing.
-        asked = {place.partition("/")[0] for place in before} & {place.partition("/")[0] for place in after}
-        old, new = ({p: s for p, s in state.items() if p.partition("/")[0] in asked} for state in (before, after))
+        then, now = machines_of(before), machines_of(after)
+        # A machine that cannot be asked now is asked again behind the next check, and for that it is as it was last.
+        self.state = {**{place: lines for place, lines in before.items() if machine_of(place) not in now}, **after}
+        for name in sorted(then - now - self.silent):
+            self._say(f"{name} told nothing of its state in time: what changes there shows behind a later check")
+        self.silent |= then - now
+        before, after = seen_as(before), seen_as(self.state)  # whole: MACs of silent machines are known to others
+        # One that could not be asked, then or now, has told nothing.
+        old, new = ({p: s for p, s in state.items() if machine_of(p) in then & now} for state in (before, after))
         return differences(old, new) if old != new else []
 
     def _but_for_macs(self, state: State) -> State:
@@ -164,19 +179,26 @@ class Aftermath:
         if staging is None:
             return
         found = Evidence(f"{CHECKS}/{safe_name(outcome.item)}")
-        texts = {"report.txt": report.longreprtext.encode()}
+        # Its clean-up must not replace what was gathered when it failed: by then much has been undone.
+        again = report.when == "teardown" and outcome.item in self.told
+        self.told.add(outcome.item)
+        name = "report-of-the-clean-up.txt" if again else "report.txt"
+        text = report.longreprtext.encode(errors="backslashreplace")
         try:
             with journal.paused():
-                for path in save_artefacts(staging, outcome.item, texts):
-                    found.files.append({"path": path, "node": "", "what": "report", "bytes": len(texts["report.txt"]),
-                                        "cut": 0})  # fmt: skip
+                for path in save_artefacts(staging, outcome.item, {name: text}):
+                    kept = {"path": path, "node": "", "what": name.removesuffix(".txt"), "bytes": len(text), "cut": 0}
+                    found.files.append(kept)
+                if again:
+                    return
                 names = {name: f"{safe_name(name.replace(':', '+'))}.pcap" for name in self._tapped()}
                 evidence.keep_captures(staging, outcome.item, found, self._window, names)
                 self._keep_state(outcome, found)
         except Exception as error:  # noqa: BLE001 (a lab may be broken in any way, and that is why there is evidence)
             found.missing.append(f"not all could be kept: {type(error).__name__}: {error}")
-        outcome.artefacts = [str(file["path"]) for file in found.files]
-        outcome.evidence = found.to_json()
+        finally:
+            outcome.artefacts = [str(file["path"]) for file in found.files]
+            outcome.evidence = found.to_json()
         if self.run.options.pause_on_fail and outcome.verdict is not Verdict.EXPECTED_FAILURE and self.run.cluster:
             self._pause(outcome, str(staging / found.folder))
 
@@ -199,23 +221,33 @@ class Aftermath:
         evidence.keep_answers(staging, outcome.item, found, cluster, outcome.path)
         began = time.monotonic()
         if outcome.verdict in TRACED and len(outcome.path) == 2:
-            from testbed.trace import layout
-            from testbed.trace.follow import trace
-
-            source, target = outcome.path
-            with suppress(InputError):  # an end that the check itself has removed
-                found.trace = trace(layout.of_cluster(cluster), source, target, self._wish()).to_json()
+            self._keep_trace(cluster, outcome, found)
         found.seconds += time.monotonic() - began
 
     @staticmethod
-    def _wish() -> Wanted:
-        """A packet like the one that the check has lost: a small one comes through where a large one does not."""
-        from testbed.trace.follow import DEFAULT_SIZE, Wish
+    def _keep_trace(cluster: Cluster, outcome: Outcome, found: Evidence) -> None:
+        """Trace a packet like the first that the check has lost, and where it lost none one between its ends."""
+        from testbed.trace import layout
+        from testbed.trace.follow import trace
 
         flows = notes.flows if (notes := journal.latest()) else []
         flow = next((flow for flow in flows if flow.lost), None)
-        size, whole = (flow.size, flow.dont_fragment) if flow else (DEFAULT_SIZE, False)
-        return Wish(size=size, dont_fragment=whole, wait=0.5)
+        source, target = outcome.path
+        places = layout.of_cluster(cluster, six=flow is not None and ":" in flow.target)
+        if flow is not None:
+            ends = flow.source, places.endpoint_at(flow.target)
+            if ends[1] is None:
+                nobody = f"{flow.target} is no pod's or machine's address"
+                found.missing.append(f"no path trace of what was lost, {flow.what}: {nobody}")
+                return
+            source, target = ends[0], ends[1]
+        with suppress(InputError):  # an end that the check itself has removed
+            traced = trace(places, source, target, wish_for(flow))
+            if flow is None:
+                traced.notes.append(
+                    "no packet of the check is known to be lost: this is an ordinary one between its ends"
+                )
+            found.trace = traced.to_json()
 
     def _pause(self, outcome: Outcome, folder: str) -> None:
         screen = self.run.screen
@@ -248,6 +280,16 @@ class Aftermath:
         self.traces += traces
         for key, value in spent.items():
             self.elsewhere[key] += value
+
+
+def wish_for(flow: journal.Flow | None) -> Wanted:
+    """A packet like the one that was lost: a small one comes through where a large one does not, ICMP where no TCP."""
+    from testbed.trace.follow import DEFAULT_SIZE, LEAST_SIZE, Wish
+
+    if flow is None:
+        return Wish(wait=0.5)
+    size = max(flow.size, LEAST_SIZE) if flow.size else DEFAULT_SIZE
+    return Wish(flow.protocol, size, dont_fragment=flow.dont_fragment, wait=0.5, port=flow.port)
 
 
 LEAKED: pytest.StashKey[list[str]] = pytest.StashKey()

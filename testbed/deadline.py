@@ -8,7 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from testbed import journal
+
 T = TypeVar("T")
+
+LATE = 0.5
+"""The share of its time from which on what a check waited for has come late."""
 
 
 def time_scale() -> float:
@@ -45,12 +50,22 @@ class Deadline:
         """Look until there is something to see, and return it; None once the deadline has passed.
 
         It looks at least twice, the last time after the deadline, so that a slow machine does not miss what is there.
+        A check that had to wait for it for more than half of the time is told to be slow.
         """
+        looks = 0
         while True:
             over = self.passed
             seen = look()
+            looks += 1
             if seen is not None and seen is not False:
+                if looks > 1:
+                    self._note_late()
                 return seen
             if over:
                 return None
             time.sleep(min(every, self.left))
+
+    def _note_late(self) -> None:
+        most = self.seconds * time_scale()
+        if (notes := journal.current()) is not None and (took := self.elapsed) > LATE * most:
+            notes.late.append(f"it came after {took:.1f} s of at most {most:.1f} s")

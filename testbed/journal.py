@@ -38,9 +38,11 @@ class Flow:
     target: str  # an address
     marks: tuple[bytes, ...]
     answered: str = ""  # 2 of 3
-    size: int = 0  # of a ping's payload, in bytes; 0 for other flows
+    size: int = 0  # of a ping's or datagram's payload, in bytes; 0 for other flows
     dont_fragment: bool = False
-    lost: int = 0  # pings without an answer
+    lost: int = 0  # packets, or requests, without an answer
+    protocol: str = "icmp"  # icmp, udp or tcp
+    port: int = 0  # the target's; 0 for ICMP
 
 
 @dataclass(slots=True)
@@ -64,6 +66,7 @@ class Journal:
     flows: list[Flow] = field(default_factory=list)
     assertions: list[Assertion] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
+    late: list[str] = field(default_factory=list)  # what came only after several looks, and close to its deadline
 
     def _room(self, what: str, kept: Sequence[object], most: int) -> bool:
         if len(kept) < most:

@@ -39,7 +39,7 @@ from testbed.report.conclude import Ending, conclude
 from testbed.report.expectations import load_expectations
 from testbed.report.following import Following
 from testbed.report.parts import PartWriter
-from testbed.report.record import RunRecord, Verdict
+from testbed.report.record import RunRecord, Verdict, storable
 from testbed.report.terminal import Screen
 from testbed.report.write import ReportFolder
 from testbed.reporter import CheckReporter
@@ -286,6 +286,12 @@ def pytest_runtest_makereport(
         run.aftermath.keep(report, outcome)
     setattr(report, "testbed", outcome.to_message())  # noqa: B010 (travels with the report from a worker)
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Let a worker's report travel, whatever characters strangers' programs have put into it."""
+    return storable((yield))
 
 
 @pytest.hookimpl(trylast=True)

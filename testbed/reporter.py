@@ -60,10 +60,14 @@ class CheckReporter(pytest.TerminalReporter):  # type: ignore[misc]  # there is 
         if message is None or record is None or screen is None:
             return
         outcome = Outcome.from_message(message)
-        record.add(outcome)
+        before = next((one.verdict for one in record.outcomes if one.item == outcome.item), None)
+        kept = record.add(outcome)
         if self.run.part is not None:
-            self.run.part.add(outcome)
-        screen.outcome(outcome, len(record.outcomes), self.run.total)
+            self.run.part.add(kept)
+        if kept.verdict is before:
+            screen.more(outcome)
+        else:
+            screen.outcome(kept, len(record.outcomes), self.run.total)
 
     def _leaked(self, item: str, lines: list[str]) -> None:
         """Hold against a check what it left behind."""

@@ -44,6 +44,16 @@ def as_it_is(state: State) -> State:
     return state
 
 
+def machine_of(place: str) -> str:
+    """The machine that a place is, or is on."""
+    return place.partition("/")[0]
+
+
+def machines_of(state: State) -> set[str]:
+    """The machines that have told their state."""
+    return {machine_of(place) for place in state}
+
+
 def _program() -> str:
     return program(*PROGRAM, package="testbed.probes")
 

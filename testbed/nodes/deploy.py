@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from testbed.deadline import Deadline
-from testbed.errors import InputError, LabError, ProductError, TestbedError
+from testbed.errors import CommandError, InputError, LabError, ProductError, TestbedError
 from testbed.flannelspec import FlannelSpec, check_fits, default_flannel
 from testbed.ipv6 import with_ipv6
 from testbed.labs import Progress, Quiet, kinds
@@ -135,8 +135,14 @@ class Cluster:
             return None
 
     def signal_flanneld(self, node: str, name: str) -> None:
-        """Send the node's flanneld a signal (`STOP`, `CONT`, …). Raises CommandError where it does not run."""
-        self.lab.node(node).run(["sh", "-c", 'kill -s "$1" "$(cat /run/flanneld.pid)"', "kill", name])
+        """Send the node's flanneld a signal (`STOP`, `CONT`, …). Raises ProductError where it does not run."""
+        try:
+            self.lab.node(node).run(["sh", "-c", 'kill -s "$1" "$(cat /run/flanneld.pid)"', "kill", name])
+        except CommandError as error:
+            if self.flanneld_pid(node) is not None:
+                raise
+            said = self.flanneld_log(node) or "(its log is empty)"
+            raise ProductError(f"flanneld is gone, and was to get SIG{name}\n{said}", where=node) from error
 
     def stop_flanneld(self, node: str, signal: str = "TERM") -> None:
         """End the node's flanneld and wait until it is gone. Raises ProductError where it stays."""

@@ -234,10 +234,12 @@ def udp_flows(
     Raises LabError when the sender cannot run.
     """
     noted = _noted(f"{count} × UDP to port {port}", source, target, nonce.value)
+    noted.protocol, noted.port = "udp", port
     answer = _script(source, _UDP_SENDER, str(target), str(port), str(count), nonce.hex, f"{wait:g}", wait=wait)
     try:
         flows = tuple(UdpFlow(flow["sport"], flow["reply"], flow["error"]) for flow in answer)
-        noted.answered = f"{sum(flow.reply is not None for flow in flows)} of {count}"
+        answered = sum(flow.reply is not None for flow in flows)
+        noted.answered, noted.lost = f"{answered} of {count}", count - answered
         return flows
     except (TypeError, KeyError) as error:
         raise LabError(f"the UDP sender answered in another form: {answer!r}", where=source.name) from error
@@ -267,12 +269,13 @@ class HttpReply:
 def http_get(source: Place, target: Target, *, port: int = HTTP_PORT, path: str = "/", wait: float = 3.0) -> HttpReply:
     """Ask the test application who it is. A refused or lost connection is an answer; raises LabError for garbage."""
     noted = _noted(f"HTTP to port {port}", source, target)
+    noted.protocol, noted.port = "tcp", port
     answer = _script(source, _HTTP_CLIENT, str(target), str(port), path, f"{wait:g}", wait=wait)
     if sport := answer.get("sport"):
         # No byte of a segment's payload is ours until the connection stands: its ports tell, one way and the other.
         here, there = sport.to_bytes(2, "big"), port.to_bytes(2, "big")
         noted.marks = here + there, there + here
-    noted.answered = answer.get("error") or "1 of 1"
+    noted.answered, noted.lost = answer.get("error") or "1 of 1", int("error" in answer)
     if "error" in answer:
         return HttpReply(answer["error"], 0, 0, {})
     try:

@@ -149,7 +149,7 @@ def keep_answers(staging: Path, item: str, evidence: Evidence, cluster: Cluster,
     began = time.monotonic()
     answers, missing = gather(cluster, pods)
     evidence.missing += sorted(missing)
-    texts = {name: (answer.out + answer.err).encode() for name, (_, answer) in answers.items()}
+    texts = {name: (answer.out + answer.err).encode(errors="backslashreplace") for name, (_, answer) in answers.items()}
     for path in save_artefacts(staging, item, texts):
         one, answer = answers[path.rpartition("/")[2]]
         size = len(texts[path.rpartition("/")[2]])

@@ -10,6 +10,7 @@
                 "seen": [{"at": "worker1:eth0", "there": 3, "back": 0, "errors": 0, "tunnelled": true,
                           "first": 0.0021}, …]}, …],
      "packets": [PACKET, …],                    # those that the check looked at; see `testbed.report.page.layers`
+     "late": ["it came after 3.2 s of at most 5.0 s"],       # what it waited for and saw only close to the deadline
      "left_out": {"commands": 3}}
 
 A STAGE is an interface that the flow has to come through: {"at": "worker1:eth0", "machine": "worker1", "readable":
@@ -25,6 +26,7 @@ import reprlib
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,7 +35,7 @@ from testbed import journal
 from testbed.fixtures import Facts
 from testbed.probes.capture import Captures, Window
 from testbed.report import sightings, sketch
-from testbed.report.record import Outcome, Verdict
+from testbed.report.record import Outcome, Verdict, masked_assertion
 from testbed.runstate import Run
 
 if TYPE_CHECKING:
@@ -125,8 +127,9 @@ class Following:
         with journal.paused():
             found = {"lab": self.run.options.name, "began": round(call.start, 3)}
             try:
-                if call.excinfo is not None and isinstance(call.excinfo.value, AssertionError):
-                    notes.assertions.append(self._failed(call.excinfo))
+                if call.excinfo is not None and (asserted := _assertion(call.excinfo.value)) is not None:
+                    notes.assertions.append(self._failed(pytest.ExceptionInfo.from_exception(asserted), item.path))
+                outcome.slow = outcome.verdict is Verdict.HELD and bool(notes.late)
                 found |= _plain(notes)
                 return found | self._seen(item, notes, outcome)
             except Exception as error:  # noqa: BLE001 (whatever is wrong with a lab, its checks have a verdict)
@@ -146,15 +149,24 @@ class Following:
             return {}
         return sightings.of(notes, window, cluster, thorough=outcome.verdict in BAD)
 
-    def _failed(self, excinfo: pytest.ExceptionInfo[BaseException]) -> journal.Assertion:
-        """The assertion that failed, with what was compared where it is a comparison."""
-        entry = excinfo.traceback[-1]
+    def _failed(self, excinfo: pytest.ExceptionInfo[AssertionError], suite: Path) -> journal.Assertion:
+        """The assertion that failed, with what was compared where it is a comparison.
+
+        Of what failed inside a probe, the statement of the suites that asked for it: that is what the check wanted.
+        """
+        inside = [one for one in excinfo.traceback if Path(one.path).parent == suite.parent]
+        entry, innermost = (inside or excinfo.traceback)[-1], excinfo.traceback[-1]
         text = shortened(_asserted(str(entry.statement).strip()))
         failed = journal.Assertion(text, shortened(str(excinfo.value)), held=False, line=entry.lineno + 1)
-        if self._compared is not None:
+        if self._compared is not None and str(innermost.statement).lstrip().startswith("assert"):
             sign, left, right = self._compared
             failed.sign, failed.seen, failed.wanted = sign, _value(left), _value(right)
         return failed
+
+
+def _assertion(error: BaseException) -> AssertionError | None:
+    """The assertion that failed, also where another error came up instead of it; None where there is none."""
+    return error if isinstance(error, AssertionError) else masked_assertion(error)
 
 
 def _asserted(statement: str) -> str:
@@ -188,4 +200,5 @@ def _plain(notes: journal.Journal) -> dict[str, Any]:
         "asserted": [asdict(assertion) for assertion in notes.assertions],
         "commands": [asdict(c) | {"argv": list(c.argv), "seconds": round(c.seconds, 4)} for c in notes.commands],
         "left_out": dict(notes.left_out),
+        "late": list(notes.late),
     }

@@ -66,6 +66,8 @@ def _case(outcome: Outcome) -> Xml.Element:
         facts |= {"claim": row.claim, "source": row.source}
     if outcome.artefacts:
         facts["artefacts"] = ", ".join(outcome.artefacts)
+    if outcome.slow:
+        facts["slow"] = "; ".join(map(str, outcome.account.get("late", ()))) or "yes"
     if outcome.leaked:
         facts["leaked"] = "; ".join(outcome.leaked)
     _properties(case, facts)

@@ -47,7 +47,7 @@ class PartWriter:
         return cls(Path(path)) if path else None
 
     def add(self, outcome: Outcome) -> None:
-        """Keep an outcome."""
+        """Keep an outcome: all that is known of its check by now, in the place of what was written of it before."""
         with (self.folder / OUTCOMES).open("a", encoding="utf-8") as file:
             file.write(json.dumps(outcome.to_message()) + "\n")
 
@@ -65,13 +65,14 @@ class Part:
 
     @property
     def outcomes(self) -> list[Outcome]:
-        """Its outcomes, in order; the last line may be a torn one."""
-        found = []
+        """Its outcomes, in order, of each check the latest; the last line may be a torn one."""
+        found: dict[str, Outcome] = {}
         with suppress(FileNotFoundError):
             for line in (self.folder / OUTCOMES).read_text(encoding="utf-8").splitlines():
                 with suppress(ValueError, TypeError, KeyError):
-                    found.append(Outcome.from_message(json.loads(line)))
-        return found
+                    outcome = Outcome.from_message(json.loads(line))
+                    found[outcome.item] = outcome
+        return list(found.values())
 
     @property
     def ending(self) -> Mapping[str, Any] | None:

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from testbed.errors import Exit, TestbedError
 from testbed.probes.capture import Inconclusive
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def storable(value: Any) -> Any:
+    """Plain data whose texts every file can hold: half of a surrogate pair is written as its escape.
+
+    JSON of strangers' programs may have one ("\\ud800"), and so may a file name that is not UTF-8.
+    """
+    if isinstance(value, str):
+        return _LONE_SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
+    if isinstance(value, dict):
+        return {storable(key): storable(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(storable(one) for one in value)
+    return value
 
 
 class Verdict(StrEnum):
@@ -22,6 +39,23 @@ class Verdict(StrEnum):
     LAB_ERROR = "lab_error"
     EXPECTED_FAILURE = "expected_failure"
     UNEXPECTED_PASS = "unexpected_pass"  # noqa: S105 (a verdict)
+
+
+WEIGHT: Mapping[Verdict, int] = {
+    Verdict.FAILED: 5,
+    Verdict.LAB_ERROR: 5,
+    Verdict.INCONCLUSIVE: 4,
+    Verdict.UNEXPECTED_PASS: 3,
+    Verdict.EXPECTED_FAILURE: 2,
+    Verdict.HELD: 1,
+    Verdict.SKIPPED: 0,
+}
+"""Which of two verdicts on one check stands, as of the check and of its clean-up: the heavier; of equal ones the first.
+
+A failure that was seen is not undone by trouble in the clean-up, and what a broken lab does afterwards is no failure
+of the product. What held, as expected or not, and what failed as expected, counts no more where the clean-up finds
+that packets are missing from the captures, or worse.
+"""
 
 
 @dataclass(slots=True)
@@ -52,18 +86,56 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """The outcome as it stands in checks.json."""
-        facts = asdict(self)
+        facts: dict[str, Any] = storable(asdict(self))
+        item = facts["item"]
         del facts["item"], facts["input_error"], facts["sketch"]
-        return facts | {"name": self.item} | {"verdict": str(self.verdict), "seconds": round(self.seconds, 3)}
+        return facts | {"name": item} | {"verdict": str(self.verdict), "seconds": round(self.seconds, 3)}
 
     def to_message(self) -> dict[str, Any]:
         """The outcome as plain data, to travel from a worker process."""
-        return asdict(self) | {"verdict": str(self.verdict)}
+        message: dict[str, Any] = storable(asdict(self))
+        return message | {"verdict": str(self.verdict)}
+
+    def with_more(self, later: Outcome) -> Outcome:
+        """What this and a later outcome of the same check, as of its clean-up, say together: see `WEIGHT`."""
+        first_stands = WEIGHT[self.verdict] >= WEIGHT[later.verdict]
+        kept, other = (self, later) if first_stands else (later, self)
+        reason = kept.reason
+        if other.reason and other.reason not in reason:
+            word = str(other.verdict).replace("_", " ")
+            reason = f"{reason}\n{'then' if first_stands else 'before that'} {word}: {other.reason}".strip()
+        return replace(
+            kept,
+            reason=reason,
+            seconds=self.seconds + later.seconds,
+            slow=(self.slow or later.slow) and kept.verdict is Verdict.HELD,
+            artefacts=list(dict.fromkeys([*self.artefacts, *later.artefacts])),
+            figures=[*self.figures, *(figure for figure in later.figures if figure not in self.figures)],
+            account={**later.account, **self.account},
+            leaked=later.leaked or self.leaked,
+            evidence=_together(self.evidence, later.evidence),
+            sketch=self.sketch or later.sketch,
+        )
 
     @classmethod
     def from_message(cls, message: Mapping[str, Any]) -> Outcome:
         """An outcome that travelled as plain data, such as from a worker process."""
         return cls(**{**message, "verdict": Verdict(message["verdict"])})
+
+
+def _together(first: dict[str, Any] | None, later: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What was gathered when a check failed, and more that was once its clean-up did."""
+    if first is None or later is None:
+        return first or later
+    paths = {file["path"] for file in first["files"]}
+    return {
+        **first,
+        "files": [*first["files"], *(file for file in later["files"] if file["path"] not in paths)],
+        "changes": first["changes"] or later["changes"],
+        "trace": first["trace"] or later["trace"],
+        "missing": list(dict.fromkeys([*first["missing"], *later["missing"]])),
+        "seconds": round(first["seconds"] + later["seconds"], 3),
+    }
 
 
 def verdict_of(
@@ -72,19 +144,34 @@ def verdict_of(
     """Whose fault an exception of a check is, and the reason to print.
 
     `skipped` and `failed` are the exceptions by which the test runner's own skip() and fail() end a test. What is
-    neither an assertion nor an error of ours is a fault of the check itself, and so of the lab.
+    neither an assertion nor an error of ours is a fault of the check itself, and so of the lab. Where such an error
+    came up while an assertion that had failed was on its way out, as in a `finally`, the assertion is what counts.
     """
     if isinstance(error, skipped):
         return Verdict.SKIPPED, str(getattr(error, "msg", error))
     if isinstance(error, Inconclusive):
         return Verdict.INCONCLUSIVE, str(error)
-    if isinstance(error, TestbedError):
-        product = error.exit_code is Exit.FAILED
-        return (Verdict.FAILED if product else Verdict.LAB_ERROR), str(error)
+    if isinstance(error, TestbedError) and error.exit_code is Exit.FAILED:
+        return Verdict.FAILED, str(error)
     if isinstance(error, (AssertionError, failed)):
         # A percent sign in an assertion's message is doubled by pytest, where it tells of assertions that hold.
         return Verdict.FAILED, str(error).replace("%%", "%") or "the assertion does not hold"
-    return Verdict.LAB_ERROR, f"the check itself broke: {type(error).__name__}: {error}"
+    broken = f"the check itself broke: {type(error).__name__}: "
+    reason = str(error) if isinstance(error, TestbedError) else f"{broken}{error}"
+    if (masked := masked_assertion(error)) is not None:
+        said = verdict_of(masked, skipped=skipped, failed=failed)[1]
+        return Verdict.FAILED, f"{said}\nand then, while that was on its way out: {reason}"
+    return Verdict.LAB_ERROR, reason
+
+
+def masked_assertion(error: BaseException) -> AssertionError | None:
+    """The assertion that had failed when another error came up instead of it; None where there was none."""
+    seen = [error]
+    while (before := seen[-1].__context__) is not None and not seen[-1].__suppress_context__ and before not in seen:
+        if isinstance(before, AssertionError):
+            return before
+        seen.append(before)
+    return None
 
 
 @dataclass
@@ -99,19 +186,16 @@ class RunRecord:
     exit: int = int(Exit.NOTHING_RAN)
     labs: dict[str, Any] = field(default_factory=dict)  # by their names: see `testbed.report.sketch`
 
-    def add(self, outcome: Outcome) -> None:
-        """Keep an outcome; a second one for the same check, from its clean-up, counts where it is the worse."""
+    def add(self, outcome: Outcome) -> Outcome:
+        """Keep an outcome, a second one for the same check together with the first; returns what is kept."""
         if outcome.sketch is not None:
             self.labs[str(outcome.account.get("lab", ""))] = outcome.sketch
         for position, known in enumerate(self.outcomes):
             if known.item == outcome.item:
-                outcome.leaked = outcome.leaked or known.leaked
-                known.leaked = outcome.leaked
-                if outcome.verdict is not Verdict.HELD:
-                    outcome.account = {**outcome.account, **known.account}
-                    self.outcomes[position] = outcome
-                return
+                self.outcomes[position] = known.with_more(outcome)
+                return self.outcomes[position]
         self.outcomes.append(outcome)
+        return outcome
 
     def count(self, verdict: Verdict) -> int:
         """How many checks ended so."""
@@ -137,7 +221,7 @@ class RunRecord:
         run = self.facts | {"exit": self.exit} | {key: value for key, value in ending.items() if value}
         run["leaks"] = sum(bool(outcome.leaked) for outcome in self.outcomes)
         checks = [outcome.to_json() for outcome in self.outcomes]
-        return {"schema": 1, "run": run, "checks": checks, "labs": self.labs}
+        return {"schema": 1, "run": storable(run), "checks": checks, "labs": storable(self.labs)}
 
 
 def exit_code(outcomes: Iterable[Outcome], *, interrupted: bool = False, broken: bool = False) -> Exit:
@@ -146,7 +230,7 @@ def exit_code(outcomes: Iterable[Outcome], *, interrupted: bool = False, broken:
     verdicts = {outcome.verdict for outcome in seen}
     if interrupted:
         return Exit.INTERRUPTED
-    if any(outcome.input_error for outcome in seen):
+    if any(outcome.input_error and outcome.verdict is Verdict.LAB_ERROR for outcome in seen):
         return Exit.INPUT
     if broken or Verdict.LAB_ERROR in verdicts:
         return Exit.LAB

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import IO
 
@@ -26,6 +27,9 @@ STYLE = {
 
 BAD = (Verdict.FAILED, Verdict.INCONCLUSIVE, Verdict.LAB_ERROR, Verdict.UNEXPECTED_PASS)
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but for tab and newline, and those that turn the direction of text."""
+
 WIDTH = 110
 """Columns where no terminal says how many it has."""
 
@@ -33,6 +37,17 @@ WIDTH = 110
 def words(verdict: Verdict) -> str:
     """A verdict as people write it."""
     return str(verdict).replace("_", " ")
+
+
+def printable(text: str) -> str:
+    """The text without what a terminal would obey: reasons quote what strangers' programs print."""
+    return _CONTROL.sub("�", text)
+
+
+def _how_late(outcome: Outcome) -> str:
+    """The latest that it waited for, where that is known."""
+    late = outcome.account.get("late") or ()
+    return f": {late[0]}" if late else ""
 
 
 class Screen:
@@ -55,23 +70,36 @@ class Screen:
 
     def outcome(self, outcome: Outcome, done: int, total: int) -> None:
         """Show that a check has ended."""
-        line = Text(f"{words(outcome.verdict):>12}  ", STYLE[outcome.verdict]).append(outcome.item, "default")
-        line.append(f"  {outcome.seconds:.2f} s", "dim")
+        line = Text(f"{words(outcome.verdict):>12}  ", STYLE[outcome.verdict])
+        line.append(printable(outcome.item), "default").append(f"  {outcome.seconds:.2f} s", "dim")
+        if outcome.slow:
+            line.append(f"  slow{_how_late(outcome)}", "yellow")
         if self.live:
             self._advance(outcome, done, total)
             if outcome.verdict not in BAD:
                 return
         self.console.print(line, soft_wrap=True)
         if outcome.verdict is not Verdict.HELD:
-            first = outcome.reason.strip().splitlines() if outcome.verdict is not Verdict.SKIPPED else [outcome.reason]
-            for text in first[:12]:
-                self.console.print(Text(f"              {text}"), soft_wrap=True)
+            self._reason(outcome)
+
+    def more(self, outcome: Outcome) -> None:
+        """Show trouble behind a check whose verdict stands, as in its clean-up."""
+        word = f"then {words(outcome.verdict)}"
+        line = Text(f"{word:>12}  ", STYLE[outcome.verdict]).append(printable(outcome.item), "default")
+        self.console.print(line, soft_wrap=True)
+        self._reason(outcome)
+
+    def _reason(self, outcome: Outcome) -> None:
+        skipped = outcome.verdict is Verdict.SKIPPED
+        for text in [outcome.reason] if skipped else outcome.reason.strip().splitlines()[:12]:
+            self.console.print(Text(f"              {printable(text)}"), soft_wrap=True)
 
     def leaked(self, outcome: Outcome) -> None:
         """Show what a check left behind."""
-        self.console.print(Text(f"{'leaked':>12}  ", "bold magenta").append(outcome.item, "default"), soft_wrap=True)
-        for line in outcome.leaked[:12]:
-            self.console.print(Text(f"              {line}"), soft_wrap=True)
+        line = Text(f"{'leaked':>12}  ", "bold magenta").append(printable(outcome.item), "default")
+        self.console.print(line, soft_wrap=True)
+        for text in outcome.leaked[:12]:
+            self.console.print(Text(f"              {printable(text)}"), soft_wrap=True)
 
     def _advance(self, outcome: Outcome, done: int, total: int) -> None:
         if self._bar is None:
@@ -92,7 +120,7 @@ class Screen:
 
     def say(self, text: str, style: str = "") -> None:
         """Print a line."""
-        self.console.print(Text(text, style), soft_wrap=True)
+        self.console.print(Text(printable(text), style), soft_wrap=True)
 
     def summary(self, record: RunRecord, expected: Expected | None, order: Sequence[str], place: str) -> None:
         """Print the table, what was skipped and why, and what deviates from the expected counts."""
@@ -107,9 +135,20 @@ class Screen:
                 )
         for reason, ids in reasons.items():
             self.say(f"skipped {', '.join(dict.fromkeys(ids))}: {reason}", "yellow")
+        self._remarks(record)
+        if record.broken:
+            self.say(record.broken, "bold red")
+        if place:
+            self.say(f"report: {place}")
+
+    def _remarks(self, record: RunRecord) -> None:
+        """What is to be said of checks beside their verdicts."""
         for outcome in record.outcomes:
             if outcome.verdict is Verdict.EXPECTED_FAILURE:
                 self.say(f"expected failure {outcome.item}: {outcome.reason.splitlines()[0]}", "yellow")
+        slow = [outcome for outcome in record.outcomes if outcome.slow]
+        if slow:
+            self.say(f"slow: {len(slow)} checks held only late: {', '.join(one.item for one in slow)}", "yellow")
         for problem in record.problems:
             self.say(f"not as expected: {problem}", "bold magenta")
         leaking = [outcome for outcome in record.outcomes if outcome.leaked]
@@ -117,10 +156,6 @@ class Screen:
             self.say(f"leaked: {len(leaking)} checks left the nodes changed, which fails the run", "bold magenta")
         for outcome in leaking:
             self.say(f"  {outcome.item}: {outcome.leaked[0]}{' …' * (len(outcome.leaked) > 1)}", "magenta")
-        if record.broken:
-            self.say(record.broken, "bold red")
-        if place:
-            self.say(f"report: {place}")
 
 
 def _table(record: RunRecord, expected: Expected | None, order: Sequence[str]) -> Table:

@@ -31,12 +31,13 @@ WAIT_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is to be sent. `size` is the payload's, in bytes."""
+    """What is to be sent. `size` is the payload's, in bytes; `port` the target's, 0 for the test application's own."""
 
     protocol: str = "icmp"
     size: int = DEFAULT_SIZE
     dont_fragment: bool = False
     wait: float = WAIT_SECONDS
+    port: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def trace(layout: Layout, source: str, target: str, wish: Wish | None = None) ->
     address = layout.address(target)
     layout.place(source)
     nonce = secrets.token_bytes(NONCE_BYTES)
-    probe = Probe(wish.protocol, nonce, PORTS[wish.protocol], secrets.randbits(32))
+    probe = Probe(wish.protocol, nonce, wish.port or PORTS[wish.protocol], secrets.randbits(32))
     machines = machines_between(layout, source, target)
     before = sites.count(layout, [*places_of(layout, source, target)])
     with Watch(layout, machines, probe.needles, outer_of(layout)) as watch:

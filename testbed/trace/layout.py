@@ -91,6 +91,11 @@ class Layout:
         """The address by which a machine is reached, of the family that is followed."""
         return str(machine.ip6 if self.six and machine.ip6 else machine.ip)
 
+    def endpoint_at(self, address: str) -> str | None:
+        """The endpoint that has an address; None where none has."""
+        known = {pod.address: name for name, pod in self.pods.items()}
+        return known.get(address) or next((n for n in self.lab.nodes if self.address(n) == address), None)
+
     def spaces(self, machine: str) -> Mapping[str, str]:
         """The network namespaces of a machine by place: its own, with the path "", and its pods'."""
         return {machine: ""} | {name: pod.netns for name, pod in self.pods.items() if pod.node == machine}
@@ -131,11 +136,12 @@ def of_record(lab: AnyLab) -> Layout:
     return Layout(lab, run, facts.get("rules", "iptables-nft"), facts.get("bridge", "cni0"), tunnels, port, pods)
 
 
-def of_cluster(cluster: Cluster) -> Layout:
-    """The layout of a run's lab."""
+def of_cluster(cluster: Cluster, *, six: bool = False) -> Layout:
+    """The layout of a run's lab; with `six` for packets of IPv6, as without it where pods have no IPv4."""
     flannel = cluster.flannel
     pods = {
-        name: PodAt(pod.node.name, pod.netns, str(pod.address4 or pod.address6)) for name, pod in cluster.pods.items()
+        name: PodAt(pod.node.name, pod.netns, str((six and pod.address6) or pod.address4 or pod.address6))
+        for name, pod in cluster.pods.items()
     }
     tunnels = tuple(name for name in (flannel.tunnel_device, flannel.tunnel_device6) if name)
     return Layout(cluster.lab, flannel.backend.run, flannel.rules, flannel.bridge, tunnels, flannel.port, pods)

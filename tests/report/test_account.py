@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from testbed import journal
+from testbed.deadline import Deadline
 from testbed.probes.pcap import Packet
 from testbed.report.page.build import page_of
 from testbed.report.parts import Part, PartWriter, merged
@@ -148,6 +149,114 @@ def test_both_sides_of_what_was_asserted_are_told(tmp_path: Path) -> None:
     assert fails["reason"].startswith("1 of 1 lost: 100% of %s\n"), "the message as its author wrote it"
     assert odd["verdict"] == "failed"
     assert "Odd" in odd["account"]["asserted"][0]["seen"]
+
+
+INSIDE_A_PROBE = """
+from types import SimpleNamespace
+from testbed.checks import check
+from testbed.errors import LabError
+from testbed.probes.flows import pinged
+
+SAID = "1 packets transmitted, 0 received, 100% packet loss"
+nobody = SimpleNamespace(name="worker1", run=lambda *_, **__: SimpleNamespace(stdout=SAID, stderr="", seconds=1.0))
+
+@check("LSE-01")
+def test_asks_a_probe():
+    assert 1 == 1
+    pinged(nobody, "10.244.3.2")
+
+@check("LSE-02")
+def test_is_masked():
+    try:
+        pinged(nobody, "10.244.3.3")
+    finally:
+        raise LabError("the node is gone")
+"""
+
+
+def test_what_failed_inside_a_probe_is_told_as_the_check_asked_for_it(tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text(INSIDE_A_PROBE)
+    argv = [sys.executable, "-m", "pytest", "-c", str(CONFIGURATION), "--rootdir", str(tmp_path), "--backend=vxlan"]
+    argv += [f"--reports={tmp_path / 'report'}", "--name=account", str(tmp_path / "test_some.py")]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path)
+    asks, masked = json.loads((tmp_path / "report" / "checks.json").read_text())["checks"]
+    failed = asks["account"]["asserted"][-1]
+    assert (failed["text"], failed["held"], failed["sign"]) == ('pinged(nobody, "10.244.3.2")', False, ""), done.stdout
+    assert "0 received" in failed["seen"]
+    assert masked["verdict"] == "failed", "that the clean-up found the lab broken does not undo it"
+    assert "the node is gone" in masked["reason"]
+    assert masked["account"]["asserted"][-1]["text"] == 'pinged(nobody, "10.244.3.3")'
+
+
+# --- what came late
+
+
+@pytest.mark.parametrize(("seen_at", "late"), [(0.0, False), (0.2, False), (0.7, True), (1.2, True)])
+def test_what_came_close_to_its_deadline_came_late(seen_at: float, late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.delenv("TESTBED_TIME_SCALE", raising=False)
+    monkeypatch.setattr("testbed.deadline.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("testbed.deadline.time.sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    notes = journal.begin()
+    try:
+        assert Deadline(1.0, 100.0).poll(lambda: clock[0] >= 100.0 + seen_at, every=0.1) is (seen_at <= 1.05 or None)
+    finally:
+        journal.end()
+    assert bool(notes.late) is (late and seen_at < 1)
+
+
+def test_what_is_there_at_the_first_look_is_never_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("testbed.deadline.time.monotonic", lambda: clock[0])
+    notes = journal.begin()
+    try:
+        shared = Deadline(1.0, 100.0)
+        clock[0] += 0.9  # what others waited for
+        assert shared.poll(lambda: True)
+    finally:
+        journal.end()
+    assert notes.late == []
+
+
+SLOW = """
+from testbed.checks import check
+from testbed.deadline import Deadline
+
+@check("LSE-01")
+def test_late():
+    deadline = Deadline(1.0)
+    assert deadline.poll(lambda: deadline.elapsed > 0.7)
+
+@check("LSE-02")
+def test_in_time():
+    deadline = Deadline(20.0)
+    assert deadline.poll(lambda: deadline.elapsed > 0.1)
+
+@check("LSE-03")
+def test_late_and_wrong():
+    deadline = Deadline(1.0)
+    assert not deadline.poll(lambda: deadline.elapsed > 0.7)
+"""
+
+
+def test_a_check_that_held_late_is_slow_in_terminal_page_and_json(tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text(SLOW)
+    argv = [sys.executable, "-m", "pytest", "-c", str(CONFIGURATION), "--rootdir", str(tmp_path), "--backend=vxlan"]
+    argv += [f"--reports={tmp_path / 'report'}", "--name=account", str(tmp_path / "test_some.py")]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path)
+    checks = json.loads((tmp_path / "report" / "checks.json").read_text())["checks"]
+    assert [(check["verdict"], check["slow"]) for check in checks] == [
+        ("held", True),
+        ("held", False),
+        ("failed", False),
+    ], done.stdout
+    assert "s of at most 1.0 s" in checks[0]["account"]["late"][0]
+    assert "slow: 1 checks held only late: LSE-01" in done.stdout
+    (line,) = [line for line in done.stdout.splitlines() if line.split()[:2] == ["held", "LSE-01"]]
+    assert "slow: it came after" in line
+    page = Texts((tmp_path / "report" / "index.html").read_text()).text
+    assert "1 slow" in page
+    assert "only after more than half of the time" in page
 
 
 # --- from several processes

@@ -87,6 +87,27 @@ def test_every_segment_of_a_node_has_its_suspects_and_what_to_look_at(last: int)
     assert wanted is None or {machine for machine, _ in commands} == {wanted}
 
 
+@pytest.mark.parametrize(
+    ("rules", "listing"),
+    [
+        ("nftables", "nft list ruleset"),
+        ("iptables-legacy", "iptables-legacy -vnL"),
+        ("iptables-nft", "iptables-nft -vnL"),
+        (None, "iptables -vnL"),  # of a report that does not say
+    ],
+)
+def test_rules_are_looked_at_by_the_program_of_the_run(rules: str | None, listing: str) -> None:
+    there = lab() | ({"rules": rules} if rules else {})
+    chains = set()
+    for last in range(len(WAY) - 1):
+        found = lost.lost(flow(last), lost.stations(flow(last), there))
+        assert found is not None
+        _, commands = lost.suspects(found, there, flow(last))
+        chains |= {" ".join(argv) for _, argv in commands if {"-vnL", "ruleset"} & set(argv)}
+    wanted = {listing} if rules == "nftables" else {f"{listing} {chain}" for chain in ("FORWARD", "INPUT")}
+    assert chains == wanted
+
+
 @pytest.mark.parametrize("last", [3, 4, 5, 8])
 def test_the_drawing_shows_the_cross_where_it_was_lost(last: int) -> None:
     one = flow(last)

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import pytest
 
-from testbed.errors import Exit, ProductError
+from testbed.errors import CommandError, Exit, ProductError
 from testbed.flannelspec import default_flannel
 from testbed.nodes import deploy, nodefiles
 from testbed.nodes.deploy import Cluster
@@ -58,6 +58,29 @@ def test_a_subnet_env_as_it_should_be() -> None:
     made = cluster("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.3.1/24\n")
     assert made.subnet("worker1") == IPv4Interface("10.244.3.1/24")
     assert set(made.subnet_env("worker1")) == {"FLANNEL_NETWORK", "FLANNEL_SUBNET"}
+
+
+@pytest.mark.parametrize("alive", [False, True])
+def test_a_signal_to_a_flanneld_that_is_gone_is_flannel_s_fault(alive: bool) -> None:
+    """Where it runs and cannot be signalled, it is the lab's."""
+
+    def run(argv: list[str], **_: object) -> SimpleNamespace:
+        if argv[0] == "sh":
+            raise CommandError("worker1", argv, 1, "kill: no such process")
+        return SimpleNamespace(stdout="panic: its last words\n")
+
+    def read(path: str) -> bytes:
+        if path != "/run/flanneld.pid" and not alive:
+            raise FileNotFoundError(path)
+        return b"77"
+
+    made = cluster("")
+    node = SimpleNamespace(name="worker1", run=run, read=read)
+    made.lab = cast("Any", SimpleNamespace(node=lambda name: node))
+    with pytest.raises(CommandError if alive else ProductError) as caught:
+        made.stop_flanneld("worker1")
+    assert caught.value.exit_code == (Exit.LAB if alive else Exit.FAILED)
+    assert alive or "flanneld is gone, and was to get SIGTERM\npanic: its last words" in str(caught.value)
 
 
 def test_a_lease_that_lacks_something(monkeypatch: pytest.MonkeyPatch) -> None:

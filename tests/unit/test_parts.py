@@ -132,6 +132,15 @@ def test_of_one_check_the_worse_outcome_counts(run: Passes) -> None:
     assert not run.parts[0].folder.exists()
 
 
+def test_what_is_written_again_of_a_check_takes_the_place_of_what_was(run: Passes) -> None:
+    both = RunRecord({})
+    part = run.part()
+    for one in (outcome("VXD-01", Verdict.FAILED, "lost"), outcome("VXD-01", Verdict.INCONCLUSIVE, "dropped")):
+        PartWriter(part.folder).add(both.add(one))
+    (kept,) = merged(run.parts, [], {}).outcomes
+    assert (kept.verdict, kept.seconds, kept.reason) == (Verdict.FAILED, 1.0, "lost\nthen inconclusive: dropped")
+
+
 @pytest.mark.parametrize(
     ("words", "count", "rest"),
     [

@@ -7,7 +7,10 @@ import json
 import subprocess
 import sys
 import xml.etree.ElementTree as Xml
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,13 +78,129 @@ def test_exit_codes(verdicts: list[Verdict], code: Exit) -> None:
     assert exit_code([*found, wrong], broken=True) is Exit.INPUT
 
 
-def test_a_worse_clean_up_replaces_a_verdict_and_a_better_one_does_not() -> None:
+def test_an_assertion_that_a_clean_up_masked_is_still_the_verdict() -> None:
+    def checked() -> None:
+        try:
+            assert_nothing("3 of 3 lost")
+        finally:
+            raise LabError("the node is gone")
+
+    verdict, reason = ended(checked)
+    assert verdict is Verdict.FAILED
+    assert reason.startswith("3 of 3 lost\n")
+    assert "the node is gone" in reason
+
+
+def test_an_assertion_that_was_dealt_with_is_none_any_more() -> None:
+    def told_otherwise() -> None:
+        try:
+            assert_nothing("it does not listen")
+        except AssertionError:
+            raise LabError("the lab has no such port") from None
+
+    def cannot_tell() -> None:
+        try:
+            assert_nothing("it was not seen")
+        except AssertionError:
+            raise Inconclusive("nor was its control")  # noqa: B904 (as checks do it)
+
+    def before() -> None:
+        with suppress(AssertionError):
+            assert_nothing("not yet")
+        raise LabError("the node is gone")
+
+    assert [ended(one)[0] for one in (told_otherwise, cannot_tell, before)] == [
+        Verdict.LAB_ERROR,
+        Verdict.INCONCLUSIVE,
+        Verdict.LAB_ERROR,
+    ]
+
+
+def assert_nothing(message: str) -> None:
+    raise AssertionError(message)
+
+
+def ended(check: Callable[[], None]) -> tuple[Verdict, str]:
+    """How a check ends."""
+    try:
+        check()
+    except Exception as error:  # noqa: BLE001 (that is what is asked for)
+        return verdict_of(error, skipped=Skipped, failed=Failed)
+    raise AssertionError("it did not fail")
+
+
+HELD, FAILED, LAB, UNSURE = Verdict.HELD, Verdict.FAILED, Verdict.LAB_ERROR, Verdict.INCONCLUSIVE
+KNOWN, SURPRISE, SKIPPED = Verdict.EXPECTED_FAILURE, Verdict.UNEXPECTED_PASS, Verdict.SKIPPED
+
+
+@pytest.mark.parametrize(
+    ("first", "clean_up", "stands", "code"),
+    [
+        (HELD, UNSURE, UNSURE, Exit.FAILED),
+        (HELD, LAB, LAB, Exit.LAB),
+        (HELD, HELD, HELD, Exit.HELD),
+        (FAILED, UNSURE, FAILED, Exit.FAILED),
+        (FAILED, LAB, FAILED, Exit.FAILED),
+        (LAB, UNSURE, LAB, Exit.LAB),
+        (LAB, FAILED, LAB, Exit.LAB),
+        (UNSURE, FAILED, FAILED, Exit.FAILED),
+        (UNSURE, LAB, LAB, Exit.LAB),
+        (UNSURE, HELD, UNSURE, Exit.FAILED),
+        (SURPRISE, UNSURE, UNSURE, Exit.FAILED),
+        (SURPRISE, KNOWN, SURPRISE, Exit.FAILED),
+        (KNOWN, UNSURE, UNSURE, Exit.FAILED),
+        (KNOWN, LAB, LAB, Exit.LAB),
+        (SKIPPED, LAB, LAB, Exit.LAB),
+    ],
+)
+def test_which_of_a_check_s_and_its_clean_up_s_verdicts_stands(
+    first: Verdict, clean_up: Verdict, stands: Verdict, code: Exit
+) -> None:
     run = record()
-    run.add(outcome("A-1"))
-    run.add(outcome("A-1", Verdict.INCONCLUSIVE))
-    assert [o.verdict for o in run.outcomes] == [Verdict.INCONCLUSIVE]
-    run.add(outcome("A-1"))
-    assert [o.verdict for o in run.outcomes] == [Verdict.INCONCLUSIVE]
+    run.add(outcome("A-1", first, "why it ended so"))
+    kept = run.add(outcome("A-1", clean_up, "what its clean-up met"))
+    assert run.outcomes == [kept]
+    assert (kept.verdict, run.finish(strict=True)) == (stands, code)
+    told = ["why it ended so", "what its clean-up met"]
+    assert kept.reason.startswith(told[0 if stands is first else 1]), "the reason of what stands comes first"
+    assert all(text in kept.reason for text in told)
+
+
+def test_a_clean_up_takes_nothing_from_what_was_kept_of_a_failure() -> None:
+    def gathered(*files: str, **more: Any) -> dict[str, Any]:
+        kept: dict[str, Any] = {"folder": "checks/A-1", "changes": [], "trace": None, "missing": [], "seconds": 0.5}
+        return kept | {"files": [{"path": path} for path in files]} | more
+
+    failed, dropped = outcome("A-1", FAILED, "3 of 3 lost"), outcome("A-1", UNSURE, "tcpdump told no statistics")
+    failed.artefacts, failed.figures = ["a.pcap"], [{"figure": "speed"}]
+    failed.evidence = gathered("a.pcap", changes=["worker1: + route"], trace={"delivered": False})
+    dropped.artefacts, dropped.evidence = ["a.pcap", "b.txt"], gathered("a.pcap", "b.txt", missing=["worker2"])
+    run = record()
+    run.add(failed)
+    kept = run.add(dropped)
+    assert kept.reason == "3 of 3 lost\nthen inconclusive: tcpdump told no statistics"
+    assert (kept.seconds, kept.artefacts, kept.figures) == (0.5, ["a.pcap", "b.txt"], [{"figure": "speed"}])
+    assert kept.evidence is not None
+    assert kept.evidence == gathered("a.pcap", "b.txt", **{key: kept.evidence[key] for key in ("changes", "trace")},
+                                     missing=["worker2"], seconds=1.0)  # fmt: skip
+    assert kept.evidence["trace"] == {"delivered": False}
+    assert "3 of 3 lost" in Xml.fromstring(to_junit(run)).find(".//failure").get("message")  # type: ignore[union-attr,operator]
+
+
+def test_half_of_a_surrogate_pair_costs_no_report(tmp_path: Path) -> None:
+    broken = json.loads('"the plugin said \\ud800"')
+    one = outcome("A-1", FAILED, broken)
+    one.account = {"lab": broken, "asserted": [], "commands": [{"where": "a", "argv": ["x", broken], "rc": 1}]}
+    one.sketch = {"versions": {"plugin": broken}}
+    run = record()
+    run.add(one)
+    run.facts["name"] = broken
+    folder = ReportFolder(tmp_path / "report").write(run)
+    (check,) = json.loads((folder / "checks.json").read_text())["checks"]
+    assert check["reason"] == "the plugin said \\ud800"
+    assert "the plugin said \\ud800" in (folder / "index.html").read_text()
+    assert Xml.parse(folder / "junit.xml").getroot().tag == "testsuites"
+    json.dumps(one.to_message(), ensure_ascii=False).encode()  # as it travels from a worker
 
 
 def test_an_outcome_survives_its_journey() -> None:
@@ -278,6 +397,45 @@ def test_the_table_and_the_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "skipped A-3: needs the moon" in text
     assert "not as expected: something" in text
     assert "\x1b" not in text
+
+
+def test_nothing_that_is_printed_steers_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")
+    stream = io.StringIO()
+    screen = Screen(stream)
+    evil = "\x1b]0;owned\x07 \x1b[2J \x9b31m \u202e \ud800 \r end\tof it"
+    one = outcome(f"A-1{evil}", FAILED, f"{evil}\n{evil}")
+    one.leaked = [evil]
+    screen.outcome(one, 1, 1)
+    screen.more(outcome("A-1", UNSURE, evil))
+    screen.leaked(one)
+    run = record(one, outcome("A-2", SKIPPED, evil), outcome("A-3", KNOWN, evil))
+    run.problems, run.broken = [evil], evil
+    screen.summary(run, None, ["A"], evil)
+    shown = stream.getvalue()
+    assert shown.count("of it") >= 10
+    assert not [char for char in shown if char not in "\n\t" and not char.isprintable()], ascii(shown)
+
+
+def test_a_check_that_held_late_is_told_to_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")
+    stream = io.StringIO()
+    screen = Screen(stream)
+    late = outcome("A-1")
+    late.slow, late.account = True, {"late": ["it came after 4.0 s of at most 5.0 s"]}
+    run = record(late, outcome("A-2"))
+    for done, one in enumerate(run.outcomes, 1):
+        screen.outcome(one, done, 2)
+    screen.summary(run, None, ["A"], "")
+    lines = stream.getvalue().splitlines()
+    assert lines[0].split() == "held A-1 0.25 s slow: it came after 4.0 s of at most 5.0 s".split()
+    assert "slow" not in lines[1]
+    assert "slow: 1 checks held only late: A-1" in lines
+    assert [check["slow"] for check in run.to_json()["checks"]] == [True, False]
+    assert 'name="slow" value="it came after 4.0 s' in to_junit(run)
+    assert run.finish(strict=True) == Exit.HELD
+    run.add(outcome("A-1", UNSURE, "packets dropped"))
+    assert not run.outcomes[0].slow, "it did not hold after all"
 
 
 def test_a_bar_that_comes_back_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

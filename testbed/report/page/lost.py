@@ -63,11 +63,11 @@ SUSPECTS: Mapping[tuple[str, str], tuple[str, tuple[str, ...]]] = {
     ("veth", "veth"): ("the bridge does not forward between its ports", ("bridge link", "bridge fdb show br {bridge}")),
     ("bridge", "tunnel"): (
         "no route to the target's subnet by the tunnel, forwarding is off, or a FORWARD rule drops it",
-        ("ip route get {target}", "iptables -vnL FORWARD", "sysctl net.ipv4.ip_forward"),
+        ("ip route get {target}", "{forward}", "sysctl net.ipv4.ip_forward"),
     ),
     ("bridge", "wire"): (
         "no route to the target's subnet, forwarding is off, or a FORWARD rule drops it",
-        ("ip route get {target}", "iptables -vnL FORWARD", "sysctl net.ipv4.ip_forward"),
+        ("ip route get {target}", "{forward}", "sysctl net.ipv4.ip_forward"),
     ),
     ("tunnel", "wire"): (
         "no forwarding or neighbour entry for the other end, no route to its node, or the packet is too large",
@@ -80,16 +80,16 @@ SUSPECTS: Mapping[tuple[str, str], tuple[str, tuple[str, ...]]] = {
     ("wire", "tunnel"): (
         "the receiving node drops the tunnel's packets: a rule on its port, a wrong checksum, another VNI, or its "
         "tunnel device is down or missing",
-        ("iptables -vnL INPUT", "ip -s -d link show {tunnel}", "nstat -az UdpInCsumErrors UdpNoPorts"),
+        ("{input}", "ip -s -d link show {tunnel}", "nstat -az UdpInCsumErrors UdpNoPorts"),
     ),
     ("tunnel", "bridge"): (
         "the inner MAC is not the device's, the reverse path filter or a FORWARD rule drops it, or the subnet is "
         "another node's",
-        ("ip route get {target}", "iptables -vnL FORWARD", "nstat -az TcpExtIPReversePathFilter"),
+        ("ip route get {target}", "{forward}", "nstat -az TcpExtIPReversePathFilter"),
     ),
     ("wire", "bridge"): (
         "the reverse path filter or a FORWARD rule drops it, or the subnet is another node's",
-        ("ip route get {target}", "iptables -vnL FORWARD", "nstat -az TcpExtIPReversePathFilter"),
+        ("ip route get {target}", "{forward}", "nstat -az TcpExtIPReversePathFilter"),
     ),
     ("bridge", "veth"): (
         "the bridge does not know the pod's MAC, or the veth is no port of it",
@@ -170,6 +170,14 @@ def _first_loss(direction: str, way: Sequence[Station]) -> Lost | None:
     return Lost(direction, way[full], way[full + 1], counts[full], counts[full + 1])
 
 
+LISTINGS: Mapping[str, str] = {
+    "nftables": "nft list ruleset",
+    "iptables-legacy": "iptables-legacy -vnL {chain}",
+    "iptables-nft": "iptables-nft -vnL {chain}",
+}
+"""How a chain's rules are shown, with their counters, by the rules of the run."""
+
+
 def suspects(found: Lost, lab: Mapping[str, Any], flow: Mapping[str, Any]) -> tuple[str, list[tuple[str, list[str]]]]:
     """What usually loses packets there, and commands to look at it: each with the machine that it is for."""
     if found.after is None or found.before is None:
@@ -177,5 +185,7 @@ def suspects(found: Lost, lab: Mapping[str, Any], flow: Mapping[str, Any]) -> tu
     text, commands = SUSPECTS.get((found.after.kind, found.before.kind), ("", ()))
     machine = found.before.machine if found.before.kind in ("tunnel", "bridge", "veth") else found.after.machine
     devices = {key: str(value or "") for key, value in lab.get("devices", {}).get(machine, {}).items()}
-    values = {"target": str(flow.get("target", "")), "tunnel": "", "bridge": ""} | devices
+    listing = LISTINGS.get(str(lab.get("rules", "")), "iptables -vnL {chain}")
+    chains = {chain.lower(): listing.format(chain=chain) for chain in ("FORWARD", "INPUT")}
+    values = {"target": str(flow.get("target", "")), "tunnel": "", "bridge": ""} | chains | devices
     return text, [(machine, command.format(**values).split()) for command in commands]

@@ -23,7 +23,9 @@
     let count = 0;
     for (const check of all) {
       const fits =
-        (!verdicts.size || verdicts.has(check.dataset.verdict) || (verdicts.has("leaked") && "leaked" in check.dataset)) &&
+        (!verdicts.size ||
+          verdicts.has(check.dataset.verdict) ||
+          ["leaked", "slow"].some((mark) => verdicts.has(mark) && mark in check.dataset)) &&
         (!group.value || check.dataset.group === group.value) &&
         (!node.value || check.dataset.nodes.split(" ").includes(node.value)) &&
         words.every((word) => textOf(check).includes(word));
