@@ -31,6 +31,9 @@ def texts_of(files: Sequence[str]) -> tuple[list[tuple[str, str]], list[Fault]]:
 
 def _standard_input() -> str:
     data = sys.stdin.buffer.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        what = f"larger than {MAX_BYTES // 1024} KiB, so it is no manifest"
+        raise InputError(faults=[Fault("standard input", 0, "", what)])
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

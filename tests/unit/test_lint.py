@@ -17,6 +17,7 @@ from testbed.manifest import lint, read_manifest
 from testbed.manifestcluster import read_pod_cidrs
 from testbed.manifestobjects import Findings
 from testbed.render import Images, render_flannel
+from testbed.yamlmarks import MAX_BYTES
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 SHAPES = DATA / "shapes"
@@ -268,6 +269,16 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeyp
     assert "fault: standard input:" in capsys.readouterr().out
     assert invoke(["lint", "--pod-cidr", "10.42/x", str(DATA / "s0-udp.yml")]) == Exit.INPUT
     assert invoke(["lint"]) == Exit.INPUT
+
+
+@pytest.mark.parametrize("character", [b"a", b"\xc3\xa9", b"\xef\xbb\xbf"])
+def test_standard_input_is_not_cut(
+    character: bytes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    too_long = b"#" + character * (MAX_BYTES // len(character) + 1)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(too_long)))
+    assert invoke(["lint", "-"]) == Exit.INPUT
+    assert "fault: standard input: larger than 512 KiB" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["DaemonSet", "ConfigMap", "ClusterRole", "ClusterRoleBinding", "Namespace"])
