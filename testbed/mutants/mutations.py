@@ -52,8 +52,8 @@ NAMES = frozenset(
 )
 """What braces in a mutation's words stand for, as seen from the machine that it acts on; see `making.Scene.words`.
 
-The client's node has a path to `peer` and to `near`; `other` is neither the client's nor the peer's, `unused` is none of
-these three where there are so many."""
+The client's node has a path to `peer` and to `near`; `other` is neither the client's nor the peer's, `unused` is none
+of these three where there are so many."""
 
 _BRACES = re.compile(r"\{(\w+)\}")
 
