@@ -20,7 +20,7 @@ from typing import NoReturn
 import click
 
 from testbed import __version__
-from testbed.errors import Exit, TestbedError
+from testbed.errors import Exit, TestbedError, printable
 
 COMMANDS = {
     "run": "Run the checks of one or more backends on labs of their own.",
@@ -90,14 +90,14 @@ def cli() -> None:
 
 def complain(error: TestbedError) -> int:
     """Print an error for its user on standard error; return its exit code."""
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {error}", err=True)
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {printable(str(error))}", err=True)
     return int(error.exit_code)
 
 
 def _unexpected(error: BaseException) -> int:
     """Tell of an error of the test-bed's own in one line, and keep the traceback for whoever mends it."""
     text = "".join(traceback.format_exception(error))
-    short = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
+    short = printable(f"{type(error).__name__}: {error}".strip().splitlines()[0][:300])
     if os.environ.get("TESTBED_DEBUG"):
         click.echo(text, err=True)
         kept = "see above"

@@ -6,6 +6,7 @@ fault (2), the user's input is wrong (3), nothing ran (5).  130 is an interrupt.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -33,6 +34,15 @@ def worst(codes: Iterable[int]) -> int:
         if code in seen:
             return int(code)
     return int(Exit.LAB if seen else Exit.NOTHING_RAN)
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but for tab and newline, and those that turn the direction of text."""
+
+
+def printable(text: str) -> str:
+    """The text without what a terminal would obey: messages quote what strangers' programs print and files say."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 class TestbedError(Exception):

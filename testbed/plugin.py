@@ -15,7 +15,7 @@ import pytest
 
 from testbed import collecting, pause
 from testbed.aftermath import Aftermath, check_ends
-from testbed.errors import Exit, Fault, InputError, TestbedError
+from testbed.errors import Exit, Fault, InputError, TestbedError, printable
 from testbed.fixtures import alone, captures, cluster, facts, figures, path, paths, window
 from testbed.fixtures6 import facts6
 from testbed.options import (
@@ -165,7 +165,7 @@ def _refuse(config: pytest.Config, error: TestbedError) -> NoReturn:
     reporter = config.pluginmanager.getplugin("terminalreporter")
     if reporter is not None:
         config.pluginmanager.unregister(reporter)  # it would say it again, as an exception
-    raise _Refusal(str(error), returncode=int(error.exit_code))
+    raise _Refusal(printable(str(error)), returncode=int(error.exit_code))
 
 
 def _open_report(config: pytest.Config, run: Run) -> None:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 import click
 
-from testbed.errors import Exit, Fault, InputError
+from testbed.errors import Exit, Fault, InputError, printable
 from testbed.manifest import lint as lint_texts
 from testbed.manifestcluster import read_pod_cidrs
 from testbed.yamlmarks import MAX_BYTES, read_text
@@ -62,9 +62,9 @@ def lint(files: tuple[str, ...], pod_cidr: tuple[str, ...], as_json: bool) -> in
         click.echo(json.dumps({"schema": 1, **facts}, indent=1, ensure_ascii=False))
     else:
         for fault in faults:
-            click.echo(f"{click.style('fault:', fg='red', bold=True)} {fault}")
+            click.echo(f"{click.style('fault:', fg='red', bold=True)} {printable(str(fault))}")
         for warning in found.warnings:
-            click.echo(f"{click.style('warning:', fg='yellow')} {warning}")
+            click.echo(f"{click.style('warning:', fg='yellow')} {printable(str(warning))}")
         click.echo(f"{_count(len(faults), 'fault')}, {_count(len(found.warnings), 'warning')}")
     return int(Exit.INPUT if faults else Exit.HELD)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from typing import IO
 
@@ -12,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from testbed.errors import printable
 from testbed.report.expected import Expected
 from testbed.report.record import Outcome, RunRecord, Verdict
 
@@ -27,9 +27,6 @@ STYLE = {
 
 BAD = (Verdict.FAILED, Verdict.INCONCLUSIVE, Verdict.LAB_ERROR, Verdict.UNEXPECTED_PASS)
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters but for tab and newline, and those that turn the direction of text."""
-
 WIDTH = 110
 """Columns where no terminal says how many it has."""
 
@@ -37,11 +34,6 @@ WIDTH = 110
 def words(verdict: Verdict) -> str:
     """A verdict as people write it."""
     return str(verdict).replace("_", " ")
-
-
-def printable(text: str) -> str:
-    """The text without what a terminal would obey: reasons quote what strangers' programs print."""
-    return _CONTROL.sub("�", text)
 
 
 def _how_late(outcome: Outcome) -> str:

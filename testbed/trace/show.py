@@ -8,6 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from testbed.errors import printable
 from testbed.trace.model import Hop, PacketFacts, Trace, with_port
 
 WIDE = 220
@@ -63,7 +64,7 @@ def _cell(hop: Hop) -> Text:
         bad = hop.outer is not None and hop.outer.checksum == "bad"
         cell.append(f"\n{_tunnel(hop)}", "red" if bad else "cyan")
     for line in _why(hop):
-        cell.append(f"\n{line}", "yellow")
+        cell.append(f"\n{printable(line)}", "yellow")
     return cell
 
 
@@ -109,4 +110,4 @@ def _verdict(trace: Trace) -> Iterator[Text]:
     likely = "" if missing.cause.certain else "probably, "
     yield Text(f"{missing.cause.code}: {likely}{missing.cause.text}", "bold red")
     for line in missing.cause.evidence:
-        yield Text(f"  {line}")
+        yield Text(f"  {printable(line)}")

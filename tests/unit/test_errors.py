@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 
 import pytest
+from rich.console import Console
 
-from testbed.errors import CommandError, Exit, Fault, InputError, LabError, TestbedError, worst
+from testbed.cli import complain
+from testbed.errors import CommandError, Exit, Fault, InputError, LabError, TestbedError, printable, worst
 from testbed.labs.base import TIMED_OUT
+from testbed.trace.model import Cause, Hop, Missing, Trace
+from testbed.trace.show import rendered
 
 ORDER = (130, 3, 2, 1, 5, 0)
 
@@ -50,3 +55,32 @@ def test_every_fault_of_an_input_is_told_with_its_place() -> None:
     text = str(InputError(faults=faults))
     assert "a.yml:3: mtu: too big\n  hint: at most 9216" in text
     assert "a.yml: no spine" in text
+
+
+EVIL = "\x1b]0;owned\x07 \x1b[2J\x9b31m \u202e\ud800\r it said"
+
+
+def test_a_message_obeys_nobody_but_keeps_its_lines() -> None:
+    assert printable("a\tb\nµ → ✓ 中 e\u0301") == "a\tb\nµ → ✓ 中 e\u0301"
+    assert all(char.isprintable() for char in printable(EVIL))
+    assert printable(EVIL).endswith(" it said")
+
+
+def test_errors_are_printed_without_what_steers_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    complain(CommandError("worker1", ["cat", "/etc/motd"], 1, EVIL))
+    shown = capsys.readouterr().err
+    assert "it said" in shown
+    assert not [char for char in shown if char != "\n" and not char.isprintable()], ascii(shown)
+
+
+def test_a_trace_is_shown_without_what_steers_a_terminal() -> None:
+    hop = Hop("worker1", "worker1", "flannel.1", "out", "tunnel", 0.0, 98, None, None, fdb={"text": EVIL})
+    facts = {"protocol": "icmp", "size": 56, "dont_fragment": False, "source_address": "a", "target_address": "b"}
+    cause = Cause("firewall_rule", "a rule drops it", (EVIL,))
+    missing = Missing("request", None, "worker3", "worker3", "eth0", "in", cause)
+    stream = io.StringIO()
+    traced = Trace("lab", "vxlan", "worker1/client", "worker3/testapp", facts, request=[hop], missing=missing)
+    Console(file=stream, width=200).print(rendered(traced))
+    shown = stream.getvalue()
+    assert shown.count("it said") == 2
+    assert not [char for char in shown if char != "\n" and not char.isprintable()], ascii(shown)
