@@ -347,31 +347,33 @@ class Window:
         return taken
 
     def packets(self, name: str, nonce: Nonce, *, at_least: int = 1, seconds: float = SEEN_SECONDS) -> list[Decoded]:
-        """The packets with that nonce on an interface, once there are `at_least` so many or the time is over.
+        """The packets with that nonce on an interface, once there are `at_least` so many or none came for `seconds`.
 
         Fewer than that are an answer: the check says what is wrong with it. Raises LabError where it cannot look.
         """
-        tap, deadline = self._tap(name), Deadline(seconds)
-        with self.captures._changed:
-            while len(found := self._raw(tap, nonce.value)) < at_least and not deadline.passed:
-                self.captures._raise_failure()
-                if tap.ended:
-                    break
-                self.captures._changed.wait(min(0.2, deadline.left))
-        return self._decode(tap, found)
+        return self.select(name, nonce, lambda _: True, at_least=at_least, seconds=seconds)
 
     def select(
         self, name: str, nonce: Nonce, selector: Selector, *, at_least: int = 1, seconds: float = SEEN_SECONDS
     ) -> list[Decoded]:
-        """The packets with that nonce that a selector takes, once there are `at_least` so many or the time is over."""
-        deadline = Deadline(seconds)
-        wanted = at_least
+        """Those of the packets with that nonce that a selector takes, once there are `at_least` so many; see above."""
+        tap, deadline = self._tap(name), Deadline(seconds)
+        known: dict[int, Packet] = {}
+        taken: list[Decoded] = []
         while True:
-            found = self.packets(name, nonce, at_least=wanted, seconds=deadline.left)
-            taken = [packet for packet in found if selector(packet)]
-            if len(taken) >= at_least or deadline.passed or self._tap(name).ended:
+            over = deadline.passed
+            with self.captures._changed:
+                self.captures._raise_failure()
+                found = [packet for packet in self._raw(tap, nonce.value) if id(packet) not in known]
+                if not (found or over or tap.ended):
+                    self.captures._changed.wait(min(0.2, deadline.left))
+                    continue
+            if found:  # each is decoded once: a burst of many comes in many pieces on a busy machine
+                known.update((id(packet), packet) for packet in found)
+                taken += [packet for packet in self._decode(tap, found) if selector(packet)]
+                deadline = Deadline(seconds)
+            if len(taken) >= at_least or not found:
                 return taken
-            wanted = len(found) + 1
 
     def everything(self, name: str, contains: bytes) -> list[Decoded]:
         """The packets of the window with these bytes in them: for what can carry no nonce, such as ARP.
