@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from testbed.errors import Fault
 from testbed.interrupts import has_terminal
@@ -48,16 +48,24 @@ def commands(options: RunOptions, outcome: Outcome) -> list[str]:
     lines += [f"testbed shell {name} {place}" for place in dict.fromkeys([*ends, *nodes]) if place]
     lines += [f"testbed capture {name} {node}:eth0" for node in nodes[-1:]]
     if len(ends) == 2:
-        lines.append(f"testbed trace {name}{_like_the_lost(outcome)} {ends[0]} {ends[1]}")
+        traced = _trace(outcome)
+        source, target = traced.get("source", ends[0]), traced.get("target", ends[1])
+        lines.append(f"testbed trace {name}{_like_the_lost(outcome)} {source} {target}")
     return lines
 
 
 def _like_the_lost(outcome: Outcome) -> str:
     """Options for a trace by such a packet as was traced behind the check: a small one may come through."""
-    packet = ((outcome.evidence or {}).get("trace") or {}).get("packet")
+    packet = _trace(outcome).get("packet")
     if not packet:
         return ""
-    return f" --proto {packet['protocol']} --size {packet['size']}{' --df' * packet['dont_fragment']}"
+    size = f" --size {packet['size']}" if packet["protocol"] != "tcp" else ""
+    return f" --proto {packet['protocol']}{size}{' --df' * packet['dont_fragment']}"
+
+
+def _trace(outcome: Outcome) -> dict[str, Any]:
+    """The trace behind a check; {} where there is none."""
+    return dict((outcome.evidence or {}).get("trace") or {})
 
 
 def pause(options: RunOptions, outcome: Outcome, folder: str, say: Say) -> None:

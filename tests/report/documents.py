@@ -200,7 +200,9 @@ def everything() -> dict[str, Any]:
     skipped["account"] = {}
     figures = [{"figure": "TCP, 1 connection", "value": 0.82, "unit": "of the bare underlay", "bound": 0.3}]
     leaking = check("LEAK-01", leaked=["worker2: + routes 10.9.0.0/24 dev eth0"])
-    checks = [check(), failed(), failed("WAY-03"), skipped, leaking, check("FAST-01", figures=figures)]
+    late = {"late": ["it came after 3.2 s of at most 5.0 s"]}
+    fast = check("FAST-01", figures=figures, slow=True, account=late)
+    checks = [check(), failed(), failed("WAY-03"), skipped, leaking, fast]
     return document(*checks, problems=["WAY: 3 checks ran where 4 are expected"])
 
 

@@ -77,6 +77,9 @@ def test_checks_are_filtered_by_verdict_group_node_and_text(page: Browser) -> No
     page.run(press, "leaked")
     assert shown(page) == ["LEAK-01"]
     page.run(press, "leaked")
+    page.run(press, "slow")
+    assert shown(page) == ["FAST-01"]
+    page.run(press, "slow")
     put(page, "group", "FAST")
     assert shown(page) == ["FAST-01"]
     put(page, "group", "")

@@ -43,6 +43,14 @@ def test_the_trace_is_by_such_a_packet_as_was_lost() -> None:
     )
 
 
+def test_the_trace_is_between_the_ends_of_what_was_lost_and_a_syn_has_no_size() -> None:
+    packet = {"protocol": "tcp", "size": 0, "dont_fragment": False}
+    trace = {"packet": packet, "source": "worker1/client", "target": "worker2"}
+    assert pause.commands(options(), replace(FAILED, evidence={"trace": trace}))[-1] == (
+        "testbed trace --name mine --proto tcp worker1/client worker2"
+    )
+
+
 def test_a_check_without_a_path_has_no_trace() -> None:
     about = Outcome("LSE-01", "LSE-01", "vxlan", Verdict.FAILED)
     assert pause.commands(options(), about) == ["testbed status --name mine"]
