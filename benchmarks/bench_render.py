@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from testbed.flannelspec import default_flannel
+from testbed.flannelbuild import default_flannel
 from testbed.render import render_all
 from testbed.topology import load_topology
 

@@ -6,23 +6,18 @@ decides what is deployed and what is expected at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 from testbed import netconf
-from testbed.errors import Fault, InputError
+from testbed.errors import InputError
 from testbed.flanneldargs import Flags, parse_flags
-from testbed.model import LabSpec, NodeSpec
 
 IPTABLES_NFT, IPTABLES_LEGACY, NFTABLES = "iptables-nft", "iptables-legacy", "nftables"
 RULES = (IPTABLES_NFT, IPTABLES_LEGACY, NFTABLES)
 
-DEFAULT_NETWORK = "10.244.0.0/16"
-DEFAULT_NETWORK6 = "fd00:10:244::/56"
-MAX_DEVICE = 15
-"""Longest name of a network device, in characters."""
 
 SUBNET_FILE = "/run/flannel/subnet.env"
 CONFLIST = "/etc/cni/net.d/10-flannel.conflist"
@@ -38,7 +33,6 @@ _FEATURES: Mapping[str, tuple[str, ...]] = {
 
 _OVERHEAD: Mapping[str, int] = {"vxlan": 50, "host-gw": 0, "ipip": 20, "udp": 28, "wireguard": 80, "ipsec": 77}
 
-IPV4_KEYS = ("Network", "SubnetLen", "SubnetMin", "SubnetMax")
 
 SPEAK_IPV6 = ("vxlan", "host-gw", "wireguard")
 """The backends that carry IPv6."""
@@ -275,150 +269,3 @@ class FlannelSpec:
     def bridge(self) -> str:
         """Name of the pods' bridge on a node."""
         return str(self.delegate.get("bridge", "cni0"))
-
-
-def default_cni_conf() -> dict[str, Any]:
-    """The conflist of flannel's stock manifest."""
-    return {
-        "name": "cbr0",
-        "cniVersion": "0.3.1",
-        "plugins": [
-            {"type": "flannel", "delegate": {"hairpinMode": True, "isDefaultGateway": True}},
-            {"type": "portmap", "capabilities": {"portMappings": True}},
-        ],
-    }
-
-
-DEFAULT_ARGS = ("--ip-masq", "--healthz-port=8081")
-DEFAULT_ENV: Mapping[str, str] = {"EVENT_QUEUE_DEPTH": "5000"}
-
-
-def _default_net_conf(backend: Backend, rules: str) -> dict[str, Any]:
-    keys: dict[str, Any] = {"Type": backend.type}
-    if backend.direct:
-        keys["DirectRouting"] = True
-    if backend.type == "ipsec":
-        keys["PSK"] = TEST_PSK
-    conf: dict[str, Any] = {"Network": DEFAULT_NETWORK, "EnableNFTables": rules == NFTABLES}
-    if backend.dual:
-        conf |= {"EnableIPv6": True, "IPv6Network": DEFAULT_NETWORK6}
-    return conf | {"Backend": keys}
-
-
-def default_flannel(
-    run_name: str, *, net_conf_overrides: Mapping[str, str] | None = None, rules: str | None = None
-) -> FlannelSpec:
-    """Return the flannel of a run without a manifest.
-
-    `net_conf_overrides` are the `--net-conf KEY=VALUE` of the command line; `rules` is `--rules`, by default what
-    they say.  Raises InputError with every fault.
-    """
-    backend = BACKENDS[normalise(run_name)]
-    if rules is not None:
-        check_rules_name(rules)
-    return build(
-        backend,
-        _default_net_conf(backend, rules or IPTABLES_NFT),
-        cni_conf=default_cni_conf(),
-        args=DEFAULT_ARGS,
-        env=DEFAULT_ENV,
-        rules=rules,
-        overrides=net_conf_overrides or {},
-    )
-
-
-def check_rules_name(rules: str) -> None:
-    """Raise InputError where `rules` is none of `RULES`."""
-    if rules not in RULES:
-        raise InputError(f"there are no rules called {rules!r}", where="--rules", hint=f"these are: {', '.join(RULES)}")
-
-
-def build(
-    backend: Backend,
-    net_conf: Mapping[str, Any],
-    *,
-    cni_conf: Mapping[str, Any],
-    args: Iterable[str],
-    env: Mapping[str, str],
-    rules: str | None = None,
-    overrides: Mapping[str, str] | None = None,
-    source: str = "built in",
-    notes: Iterable[str] = (),
-    warnings: Iterable[str] = (),
-) -> FlannelSpec:
-    """Put a FlannelSpec together from a net-conf.json that was found valid, and the command line's overrides.
-
-    Without `rules` they are what EnableNFTables then says: nftables, or iptables in its nft flavour.  Raises InputError
-    where an override is wrong, makes the configuration another run's, or contradicts `rules`.
-    """
-    faults: list[Fault] = []
-    conf = netconf.override(net_conf, overrides or {}, faults)
-    if conf.get("EnableIPv4") is False:  # upstream makes IPv4's rules for a Network that nobody uses
-        conf = {key: value for key, value in conf.items() if key not in IPV4_KEYS}
-    faults += [Fault("--net-conf", 0, p.key, p.what, p.hint) for p in netconf.check(conf)] if not faults else []
-    if not faults:
-        other = run_of(conf)
-        if other != backend.run:
-            hint = f"run {other} instead" if other else "leave that key as it is"
-            faults.append(Fault("--net-conf", 0, "Backend", f"this is no longer {backend.run}'s configuration", hint))
-        if rules is not None and bool(conf.get("EnableNFTables")) != (rules == NFTABLES):
-            what = f"contradicts --rules {rules}"
-            faults.append(Fault("--net-conf", 0, "EnableNFTables", what, "say it once, by --rules"))
-    if faults:
-        raise InputError(faults=faults)
-    network = IPv4Network(conf.get("Network", DEFAULT_NETWORK), strict=False)
-    rules = rules or (NFTABLES if conf.get("EnableNFTables") else IPTABLES_NFT)
-    return FlannelSpec(
-        backend,
-        network,
-        conf,
-        cni_conf,
-        tuple(args),
-        dict(env),
-        rules=rules,
-        source=source,
-        notes=tuple(notes),
-        warnings=tuple(warnings),
-    )
-
-
-def _networks_of(machine: NodeSpec) -> Iterator[IPv4Network | IPv6Network]:
-    """Every network that a machine of the lab has an address in."""
-    yield from (i.address.network for i in machine.ifaces if i.address)
-    yield from (i.address6.network for i in machine.ifaces if i.address6)
-    for address in (machine.loopback, machine.bridge_address, machine.loopback6, machine.bridge_address6):
-        if address is not None:
-            yield address.network
-
-
-def check_fits(flannel: FlannelSpec, lab: LabSpec) -> None:
-    """Raise InputError where flannel's Network cannot work on that lab, or where a kernel takes no device of that name.
-
-    It has to leave the lab's own addresses alone, and to hold a subnet for each node.
-    """
-    problems = [
-        (f"{name} has {len(name)} characters, and a device's name at most {MAX_DEVICE}", "choose a shorter VNI or name")
-        for name in (flannel.bridge, flannel.tunnel_device, flannel.tunnel_device6)
-        if name and len(name) > MAX_DEVICE
-    ]
-    networks: list[tuple[str, IPv4Network | IPv6Network, int]] = []
-    if flannel.ipv4:
-        networks.append(("", flannel.network, flannel.subnet_len))
-    if flannel.network6 is not None:
-        networks.append(("IPv6", flannel.network6, flannel.subnet6_len))
-    for family, network, length in networks:
-        for machine in lab.nodes:
-            if any(network.version == other.version and network.overlaps(other) for other in _networks_of(machine)):
-                what = f"{network} overlaps the addresses of {machine.name}"
-                problems.append((what, f"choose another {family}Network"))
-                break
-        # The first subnet of the Network is left out by flannel.
-        room = (1 << (length - network.prefixlen)) - 1
-        if room < len(lab.cluster_nodes):
-            what = f"{network} has {room} subnets of /{length}, for {len(lab.cluster_nodes)} nodes"
-            problems.append((what, f"give a wider {family}Network, or a longer {family}SubnetLen, by --net-conf"))
-    mtu = flannel.mtu_of(lab.mtu)
-    if mtu > lab.mtu - flannel.backend.overhead:
-        problems.append((f"Backend.MTU leaves pods {mtu} bytes, more than the lab's MTU of {lab.mtu} can carry", ""))
-    if problems:
-        raise InputError(faults=[Fault("net-conf.json", 0, "", what, hint) for what, hint in problems])

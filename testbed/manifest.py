@@ -10,15 +10,8 @@ from typing import Any
 
 from testbed import netconf
 from testbed.errors import Fault, InputError
-from testbed.flannelspec import (
-    BACKENDS,
-    NFTABLES,
-    FlannelSpec,
-    build,
-    check_rules_name,
-    normalise,
-    run_of,
-)
+from testbed.flannelbuild import build, check_rules_name
+from testbed.flannelspec import BACKENDS, NFTABLES, FlannelSpec, normalise, run_of
 from testbed.manifestcluster import Network
 from testbed.manifestimage import OS_LABELS, selected
 from testbed.manifestjson import JsonText

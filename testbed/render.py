@@ -15,7 +15,8 @@ from typing import Any
 from testbed import rendered
 from testbed.errors import InputError
 from testbed.flanneldargs import parse_flags
-from testbed.flannelspec import NFTABLES, FlannelSpec, check_fits
+from testbed.flannelfits import check_fits
+from testbed.flannelspec import NFTABLES, FlannelSpec
 from testbed.images.names import named_images
 from testbed.model import BRIDGE, UNDERLAY, LabSpec, LinkEnd, NodeSpec, Role
 from testbed.templates import render

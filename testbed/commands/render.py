@@ -13,7 +13,8 @@ import click
 
 from testbed.data import folder
 from testbed.errors import Fault, InputError
-from testbed.flannelspec import BACKENDS, RULES, FlannelSpec, default_flannel, normalise
+from testbed.flannelbuild import default_flannel
+from testbed.flannelspec import BACKENDS, RULES, FlannelSpec, normalise
 from testbed.images.names import named_images, references
 from testbed.ipv6 import with_ipv6
 from testbed.labs.state import checked_id

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from testbed.deadline import Deadline
 from testbed.errors import CommandError, InputError, LabError, ProductError, TestbedError
-from testbed.flannelspec import FlannelSpec, check_fits, default_flannel
+from testbed.flannelbuild import default_flannel
+from testbed.flannelfits import check_fits
+from testbed.flannelspec import FlannelSpec
 from testbed.ipv6 import with_ipv6
 from testbed.labs import Progress, Quiet, kinds
 from testbed.labs.netns import NetnsLab, NetnsNode

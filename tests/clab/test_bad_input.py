@@ -15,7 +15,8 @@ import pytest
 from testbed.engine import find, private
 from testbed.engine.find import find_engine
 from testbed.errors import InputError, LabError
-from testbed.flannelspec import check_fits, default_flannel
+from testbed.flannelbuild import default_flannel
+from testbed.flannelfits import check_fits
 from testbed.labs import clab, kinds, state
 from testbed.model import LabSpec
 from testbed.topology import load_topology

@@ -12,7 +12,7 @@ import yaml
 
 from testbed.clabernetes import BATCH, check_clabernetes, render_clabernetes
 from testbed.errors import LabError
-from testbed.flannelspec import default_flannel
+from testbed.flannelbuild import default_flannel
 from testbed.ipv6 import with_ipv6
 from testbed.model import LabSpec
 from testbed.render import Images

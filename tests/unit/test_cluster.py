@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 
 from testbed.errors import CommandError, Exit, ProductError
-from testbed.flannelspec import default_flannel
+from testbed.flannelbuild import default_flannel
 from testbed.nodes import deploy, nodefiles
 from testbed.nodes.deploy import Cluster
 from testbed.nodes.etcd import Etcd

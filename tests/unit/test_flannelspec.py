@@ -6,8 +6,10 @@ import pytest
 
 from testbed import netconf
 from testbed.errors import InputError
+from testbed.flannelbuild import default_flannel
 from testbed.flanneldargs import parse_flags, without_store
-from testbed.flannelspec import BACKENDS, RULES, check_fits, default_flannel, normalise, run_of
+from testbed.flannelfits import check_fits
+from testbed.flannelspec import BACKENDS, RULES, normalise, run_of
 from testbed.topology import load_topology
 
 

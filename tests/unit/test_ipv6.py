@@ -13,7 +13,9 @@ from scapy.layers.l2 import Ether
 from scapy.layers.vxlan import VXLAN
 
 from testbed.errors import InputError, LabError
-from testbed.flannelspec import check_fits, default_flannel, run_of
+from testbed.flannelbuild import default_flannel
+from testbed.flannelfits import check_fits
+from testbed.flannelspec import run_of
 from testbed.ipv6 import with_ipv6
 from testbed.labs.plan import hosts_file, node_batch, wiring_faults
 from testbed.model import BRIDGE

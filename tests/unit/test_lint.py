@@ -12,7 +12,8 @@ import yaml
 
 from testbed.cli import invoke
 from testbed.errors import Exit
-from testbed.flannelspec import BACKENDS, default_flannel
+from testbed.flannelbuild import default_flannel
+from testbed.flannelspec import BACKENDS
 from testbed.manifest import lint, read_manifest
 from testbed.manifestcluster import read_pod_cidrs
 from testbed.manifestobjects import Findings

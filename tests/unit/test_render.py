@@ -20,7 +20,8 @@ from testbed import rendered, templates
 from testbed.commands.render import render as render_command
 from testbed.commands.render import write_files
 from testbed.errors import InputError, LabError
-from testbed.flannelspec import BACKENDS, FlannelSpec, default_flannel
+from testbed.flannelbuild import default_flannel
+from testbed.flannelspec import BACKENDS, FlannelSpec
 from testbed.manifest import parse_manifest, read_manifest
 from testbed.model import LabSpec, Role
 from testbed.render import CLAB, CLAB_KIND, FLANNEL, KIND, WORKLOADS, cluster_name, kind_nodes, render_all, render_frr

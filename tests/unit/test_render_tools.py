@@ -18,7 +18,8 @@ import yaml
 
 from testbed.clabernetes import render_clabernetes
 from testbed.commands.render import write_files
-from testbed.flannelspec import BACKENDS, default_flannel
+from testbed.flannelbuild import default_flannel
+from testbed.flannelspec import BACKENDS
 from testbed.model import LabSpec
 from testbed.render import CLAB, CLAB_KIND, KIND, Images, kind_nodes, render_all, render_frr
 from testbed.tools import ToolUnavailable, build_tool

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 
 from testbed.commands.render import render as render_command
 from testbed.errors import InputError
-from testbed.flannelspec import BACKENDS, default_flannel
+from testbed.flannelbuild import default_flannel
+from testbed.flannelspec import BACKENDS
 from testbed.images.names import FILE, REFERENCE, named_images, references
 from testbed.render import Images
 from testbed.targets import TARGETS, render_target
