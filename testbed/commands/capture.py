@@ -18,7 +18,7 @@ from testbed.commands.labs import find_lab, find_place, name_option
 from testbed.errors import InputError, LabError
 from testbed.labs import interpreter
 from testbed.labs.base import Process
-from testbed.labs.netns import NetnsNode
+from testbed.labs.netnsnode import NetnsNode
 from testbed.model import UNDERLAY
 from testbed.probes.capture import MOST_ROOM_KIB
 

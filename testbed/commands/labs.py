@@ -11,7 +11,7 @@ import click
 from testbed.errors import InputError, LabError
 from testbed.labs import state
 from testbed.labs.kinds import open_lab
-from testbed.labs.netns import NetnsNode
+from testbed.labs.netnsnode import NetnsNode
 from testbed.nodes.deploy import with_pods
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from rich.table import Table
 from testbed.commands.labs import json_option, live_ids, name_option, print_json
 from testbed.labs.faults import present
 from testbed.labs.kinds import open_lab
-from testbed.labs.netns import NetnsNode
+from testbed.labs.netnsnode import NetnsNode
 from testbed.model import Role
 from testbed.parallel import each
 

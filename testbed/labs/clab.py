@@ -25,7 +25,7 @@ from testbed.images.chosen import default_image, images_of
 from testbed.labs import Progress, Quiet, inside, interpreter, residents, restart, state
 from testbed.labs.farnode import FarNode
 from testbed.labs.faults import LinkFaults, fault, require_features
-from testbed.labs.netns import ENVIRONMENT, NetnsNode
+from testbed.labs.netnsnode import ENVIRONMENT, NetnsNode
 from testbed.labs.plan import node_plan, wiring_faults
 from testbed.linkfault import LinkFault
 from testbed.model import LabSpec, LinkSpec, NodeSpec, Role

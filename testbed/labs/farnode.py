@@ -22,7 +22,7 @@ from docker.errors import NotFound
 from testbed.engine.find import ENGINE_ERRORS
 from testbed.errors import LabError
 from testbed.labs import interpreter
-from testbed.labs.netns import NetnsNode
+from testbed.labs.netnsnode import NetnsNode
 
 MADE_UP = ("/proc/", "/sys/", "/dev/")
 """Where files are that an engine does not see: they are of the container's own mounts."""

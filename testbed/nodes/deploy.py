@@ -16,7 +16,8 @@ from testbed.flannelfits import check_fits
 from testbed.flannelspec import FlannelSpec
 from testbed.ipv6 import with_ipv6
 from testbed.labs import Progress, Quiet, kinds
-from testbed.labs.netns import NetnsLab, NetnsNode
+from testbed.labs.netns import NetnsLab
+from testbed.labs.netnsnode import NetnsNode
 from testbed.manifest import read_manifest
 from testbed.model import LabSpec
 from testbed.nodes import pods as podlib

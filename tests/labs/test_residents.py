@@ -17,7 +17,8 @@ from testbed.deadline import Deadline
 from testbed.labs import interpreter, residents
 from testbed.labs.base import TIMED_OUT
 from testbed.labs.kinds import open_lab
-from testbed.labs.netns import NetnsLab, NetnsNode
+from testbed.labs.netns import NetnsLab
+from testbed.labs.netnsnode import NetnsNode
 from testbed.model import LabSpec
 
 PYTHON = [interpreter(), "-I", "-S", "-c"]

@@ -16,7 +16,8 @@ from testbed.deadline import Deadline
 from testbed.doctor import probe_features
 from testbed.errors import LabError
 from testbed.labs import interpreter, netns
-from testbed.labs.netns import NetnsLab, NetnsNode
+from testbed.labs.netns import NetnsLab
+from testbed.labs.netnsnode import NetnsNode
 from testbed.labs.plan import VRF_EXEC
 from testbed.nodes.deploy import with_pods
 from testbed.nodes.fabric import wait_converged
