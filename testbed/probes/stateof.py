@@ -4,8 +4,9 @@ For every line on standard input it prints one: {"same": true} where nothing has
 {"state": {PLACE: [LINE, …]}} with what is there now.  A PLACE is "" for the machine itself, else the name of a network
 namespace under /run/netns.  What changes by itself is left out: counters, timers, learned entries, ARP.
 
-It reads the kernel's tables by netlink, in this one process; the rules, which only programs can show, anew only once
-the kernel says that they have changed.  Its one argument is iptables-legacy where those are to be read too.
+It reads the kernel's tables by netlink, in this one process, and a few small files; the rules, which only programs can
+show, anew only once the kernel says that they have changed.  Its one argument is iptables-legacy where those are to be
+read too.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from testbed.probes.machinefiles import told_by_files
 from testbed.probes.netlinkwords import address, attributes, mac, messages, next_hops, number, text, told_of
 from testbed.probes.rulelines import by_chain, saved_by_chain
 
@@ -40,10 +42,9 @@ LOCAL_TABLE, KERNEL, ROUTER_ADVERTISEMENT, CLONED = 255, 2, 9, 0x200
 BRIDGE_KEPT, PORT_KEPT = (4, 5, 7), (1, 4, 8, 9, 33)
 GETNETCONF = 82
 SETTINGS = {2: "forwarding", 3: "rp_filter", 5: "proxy_arp", 6: "ignore_routes_with_linkdown"}
-SYSCTLS = ("fib_multipath_hash_policy", "icmp_echo_ignore_all", "ip_default_ttl", "ip_no_pmtu_disc")
 ROUTE_TYPES = {1: "", 2: "local ", 6: "blackhole ", 7: "unreachable ", 8: "prohibit ", 9: "throw "}
 
-PROGRAM = ("netlinkwords", "rulelines", "stateof")
+PROGRAM = ("netlinkwords", "rulelines", "machinefiles", "stateof")
 """The modules that make up the program, each after those that it imports."""
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -140,7 +141,8 @@ class Space:
             lines += self.queues()
             lines += self.settings()
             self.tables = sorted(lines)
-        return self.tables + self.filter_rules(legacy) + self.sysctls()
+        # A pod's files are the machine's, and its settings would take going there.
+        return self.tables + self.filter_rules(legacy) + ([] if self.path else told_by_files())
 
     # --- devices
 
@@ -313,14 +315,6 @@ class Space:
                 continue
             words = [f"{name} {told[kind]}" for kind, name in SETTINGS.items() if kind in told]
             lines.append(f"sysctl {device} {' '.join(words)}")
-        return lines
-
-    def sysctls(self) -> list[str]:
-        """What else is set for the machine; a pod's would take going there."""
-        lines = []
-        for name in () if self.path else SYSCTLS:
-            with contextlib.suppress(OSError), open(f"/proc/sys/net/ipv4/{name}", "rb") as file:
-                lines.append(f"sysctl {name} {file.read().decode().strip()}")
         return lines
 
 

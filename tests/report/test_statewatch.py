@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from testbed import statewatch
+from testbed.deadline import Deadline
 from testbed.errors import LabError
 from testbed.labs import netns
 from testbed.labs.netns import NetnsLab
@@ -27,6 +28,8 @@ PREPARED = (
     "ip link add bridge9 type bridge",
     "ip link set bridge9 up",
     "ip netns add cni-one",
+    "mkdir -p /etc/cni/net.d /run/flannel",
+    "cp /etc/hosts /run/flannel/subnet.env",
     "iptables-nft -N MINE",
     "iptables-nft -A MINE -s 192.0.2.1 -j DROP",
     "iptables-nft -A MINE -s 192.0.2.2 -j DROP",
@@ -61,6 +64,22 @@ CHANGES = {
     "setting": (
         "sysctl -w net.ipv4.conf.eth0.rp_filter=1", "sysctl -w net.ipv4.conf.eth0.rp_filter=0",
         r"\+ sysctl eth0 .*rp_filter 1",
+    ),
+    "setting of the machine": (
+        "sysctl -w net.ipv4.ip_local_port_range=40000\t40999", "sysctl -w net.ipv4.ip_local_port_range=32768\t60999",
+        r"\+ sysctl ipv4/ip_local_port_range 40000 40999",
+    ),
+    "setting for neighbours": (
+        "sysctl -w net.ipv4.neigh.eth0.proxy_delay=40", "sysctl -w net.ipv4.neigh.eth0.proxy_delay=80",
+        r"\+ sysctl ipv4/neigh/eth0/proxy_delay 40",
+    ),
+    "configuration": (
+        "cp /etc/hostname /etc/cni/net.d/00-other.conflist", "rm /etc/cni/net.d/00-other.conflist",
+        r"\+ file /etc/cni/net.d/00-other.conflist [0-9a-f]{8}",
+    ),
+    "subnet.env": (
+        "cp /etc/hostname /run/flannel/subnet.env", "cp /etc/hosts /run/flannel/subnet.env",
+        r"\+ file /run/flannel/subnet.env [0-9a-f]{8}",
     ),
     "rule": (
         "iptables-nft -A MINE -s 192.0.2.3 -j DROP", "iptables-nft -D MINE -s 192.0.2.3 -j DROP",
@@ -110,14 +129,27 @@ def test_a_change_shows_until_it_is_undone(lab: NetnsLab, watch: StateWatch, wha
     do, undo, shown = CHANGES[what]
     node, before = first(lab), watch.read()
     assert set(before) >= {*lab.nodes, f"{node.name}/cni-one"}
-    node.run(do.split())
+    node.run(do.split(" "))
     try:
         changed = differences(before, watch.read())
         assert any(re.search(shown, line) for line in changed), changed
         assert {line.partition(":")[0].partition("/")[0] for line in changed} == {node.name}, changed
     finally:
-        node.run(undo.split())
+        node.run(undo.split(" "))
     assert differences(before, watch.settled(before, 5.0)) == []
+
+
+def test_whether_flanneld_runs_is_told(lab: NetnsLab, watch: StateWatch) -> None:
+    node, before = first(lab), watch.read()
+    pid = node.start(["sleep", "600"], name="flanneld")
+    for name, told in ((None, "runs"), ("STOP", "is stopped"), ("CONT", "runs"), ("KILL", "has ended")):
+        if name:
+            node.run(["kill", f"-{name}", str(pid)])
+        wanted = [f"{node.name}: + flanneld {told}"]
+        found = Deadline(5.0).poll(lambda wanted=wanted: differences(before, watch.read()) == wanted)  # type: ignore[misc]
+        assert found, (told, differences(before, watch.read()))
+    node.run(["rm", "/run/flanneld.pid"])
+    assert differences(before, watch.read()) == []
 
 
 def test_what_comes_and_goes_by_itself_is_no_state(lab: NetnsLab, watch: StateWatch) -> None:
