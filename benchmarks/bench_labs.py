@@ -23,10 +23,10 @@ from pathlib import Path
 from testbed.engine import private
 from testbed.errors import LabError
 from testbed.labs import kinds
+from testbed.labs.fabric import wait_converged
 from testbed.labs.kinds import AnyLab
 from testbed.labs.netns import NetnsLab
 from testbed.nodes import deploy
-from testbed.nodes.fabric import wait_converged
 from testbed.options import RunOptions
 from testbed.topology import load_topology
 

@@ -12,9 +12,9 @@ from testbed.deadline import Deadline
 from testbed.doctor import probe_features
 from testbed.errors import CommandError, Fault, InputError, LabError
 from testbed.labs.base import Lab
+from testbed.labs.fabric import wait_converged
 from testbed.linkfault import NETEM, LinkFault, problems
 from testbed.model import VRF, LabSpec, LinkEnd, LinkSpec
-from testbed.nodes.fabric import wait_converged
 
 UNKNOWN_QDISC = "qdisc kind is unknown"
 

@@ -16,12 +16,12 @@ from testbed.flannelfits import check_fits
 from testbed.flannelspec import FlannelSpec
 from testbed.ipv6 import with_ipv6
 from testbed.labs import Progress, Quiet, kinds
+from testbed.labs.fabric import calm, wait_converged
 from testbed.labs.netns import NetnsLab
 from testbed.labs.netnsnode import NetnsNode
 from testbed.manifest import read_manifest
 from testbed.model import LabSpec
 from testbed.nodes import pods as podlib
-from testbed.nodes.fabric import calm, wait_converged
 from testbed.nodes.kubernetes import Kubernetes
 from testbed.nodes.nodefiles import FLANNELD, cni_folder, node_files
 from testbed.nodes.store import KubernetesLeases, LeaseStore, store_of

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from testbed.labs.fabric import wait_converged
 from testbed.model import Role
 from testbed.nodes import cni
 from testbed.nodes.deploy import Cluster, remember, start_outside
-from testbed.nodes.fabric import wait_converged
 
 
 def restart_node(cluster: Cluster, name: str) -> None:

@@ -84,7 +84,7 @@ def test_an_etcd_that_went_away_is_the_labs_fault(options: RunOptions) -> None:
 
 
 def test_routing_that_does_not_converge_is_the_labs_fault(options: RunOptions, monkeypatch: pytest.MonkeyPatch) -> None:
-    from testbed.nodes import fabric
+    from testbed.labs import fabric
 
     monkeypatch.setattr(fabric, "CONVERGE_SECONDS", 1.0)
     monkeypatch.setattr(netns, "frr_folder", lambda: "/nowhere")

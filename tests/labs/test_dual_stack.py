@@ -16,8 +16,8 @@ from testbed.guest.build import find_built
 from testbed.guest.kernels import given
 from testbed.ipv6 import with_ipv6
 from testbed.labs import netns
+from testbed.labs.fabric import missing_paths, wait_converged
 from testbed.labs.netns import NetnsLab
-from testbed.nodes.fabric import missing_paths, wait_converged
 from testbed.tools import ToolUnavailable, build_tool
 from testbed.topology import load_topology
 from tests.labs.helpers import unique

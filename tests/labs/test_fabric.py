@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from testbed.labs.fabric import calm, missing_paths, wait_converged
 from testbed.labs.netns import NetnsLab
 from testbed.model import LabSpec
-from testbed.nodes.fabric import calm, missing_paths, wait_converged
 from testbed.topology import load_topology
 from tests.labs.helpers import unique
 

@@ -15,8 +15,8 @@ from testbed.deadline import Deadline
 from testbed.doctor import probe_features
 from testbed.errors import InputError, LabError
 from testbed.labs import netns, state
+from testbed.labs.fabric import missing_paths, wait_converged
 from testbed.labs.netns import NetnsLab
-from testbed.nodes.fabric import missing_paths, wait_converged
 from testbed.topology import load_topology
 from tests.labs.helpers import unique
 

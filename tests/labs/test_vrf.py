@@ -16,11 +16,11 @@ from testbed.deadline import Deadline
 from testbed.doctor import probe_features
 from testbed.errors import LabError
 from testbed.labs import interpreter, netns
+from testbed.labs.fabric import wait_converged
 from testbed.labs.netns import NetnsLab
 from testbed.labs.netnsnode import NetnsNode
 from testbed.labs.plan import VRF_EXEC
 from testbed.nodes.deploy import with_pods
-from testbed.nodes.fabric import wait_converged
 from testbed.topology import load_topology
 from tests.labs.helpers import unique
 

@@ -16,8 +16,8 @@ from testbed import statewatch
 from testbed.deadline import Deadline
 from testbed.errors import LabError
 from testbed.labs import netns
+from testbed.labs.fabric import wait_converged
 from testbed.labs.netns import NetnsLab
-from testbed.nodes.fabric import wait_converged
 from testbed.statewatch import StateWatch, differences
 from testbed.topology import load_topology
 from tests.labs.helpers import unique

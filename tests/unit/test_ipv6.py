@@ -17,11 +17,11 @@ from testbed.flannelbuild import default_flannel
 from testbed.flannelfits import check_fits
 from testbed.flannelspec import run_of
 from testbed.ipv6 import with_ipv6
+from testbed.labs.fabric import expected_paths
 from testbed.labs.plan import hosts_file, node_batch, wiring_faults
 from testbed.model import BRIDGE
 from testbed.nodes.controlplane import ControlPlane
 from testbed.nodes.deploy import describe_lab
-from testbed.nodes.fabric import expected_paths
 from testbed.options import RunOptions
 from testbed.probes.conntrack import parse_conntrack
 from testbed.probes.flows import HttpReply, parse_ping
