@@ -188,6 +188,39 @@ def test_what_failed_inside_a_probe_is_told_as_the_check_asked_for_it(tmp_path: 
     assert masked["account"]["asserted"][-1]["text"] == 'pinged(nobody, "10.244.3.3")'
 
 
+HALF = """
+import json
+import pytest
+from testbed.checks import check
+from testbed.errors import LabError
+
+SAID = json.loads('"the plugin said \\\\ud800"')
+
+@check("LSE-01")
+def test_fails():
+    assert SAID == "OK", SAID
+
+@check("LSE-02")
+def test_breaks():
+    raise LabError(SAID)
+
+@check("LSE-03")
+def test_is_skipped():
+    pytest.skip(SAID)
+"""
+
+
+def test_half_of_a_surrogate_pair_comes_through_from_a_worker(tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text(HALF)
+    argv = [sys.executable, "-m", "pytest", "-c", str(CONFIGURATION), "--rootdir", str(tmp_path), "--backend=vxlan"]
+    argv += [f"--reports={tmp_path / 'report'}", "--name=account", "-n", "1", str(tmp_path / "test_some.py")]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    checks = json.loads((tmp_path / "report" / "checks.json").read_text())["checks"]
+    assert sorted(check["verdict"] for check in checks) == ["failed", "lab_error", "skipped"]
+    assert all(check["reason"].startswith("the plugin said \\ud800") for check in checks)
+
+
 # --- what came late
 
 
