@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Interface
 
-from testbed.checks import check
+from testbed.checks import check, inconclusive
 from testbed.fixtures import Facts, Path, Paths
 from testbed.labs.base import Node
 from testbed.nodes.deploy import Cluster
@@ -101,7 +101,8 @@ def test_the_kernel_s_own_tunnel_carries_nothing(paths: Paths, cluster: Cluster,
         after, carried = counted(KERNEL_S_OWN), counted(device)
     assert after == before, f"{KERNEL_S_OWN} carried packets: {before} before, {after} after"
     for (received, sent), (now_received, now_sent) in zip(used, carried, strict=True):
-        assert (now_received - received, now_sent - sent) >= (3, 3), f"{device} carried nothing, so this proves nothing"
+        if min(now_received - received, now_sent - sent) < 3:
+            inconclusive(f"{device} did not carry all three pings, so this proves nothing")
 
 
 @contextmanager

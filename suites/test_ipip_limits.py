@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from testbed.checks import check, inconclusive
 from testbed.fixtures import Facts, Path, Paths
 from testbed.nodes.deploy import Cluster
@@ -16,10 +18,12 @@ from testbed.probes.flows import Nonce, ping
 from testbed.probes.recipe import selected
 
 ECHO_REQUEST = 8
-OTHER_PREFIX = "/ipip-11/network"
+OTHER_PREFIX, OTHER_FILE = "/ipip-11/network", "/run/flannel/ipip-11.env"
 ADDRESS6, NETWORK6 = "fd00:1::11/64", "fd00:2::/48"
 GROUP = "239.1.2.3"
 REFUSED_SECONDS = 20.0
+LEFT = ("state", "lease")
+"""What the bundled flanneld keeps beside its file."""
 RAN = 124
 """The exit status of timeout(1) for what was still running."""
 BACK_SECONDS = 15.0
@@ -78,7 +82,7 @@ def test_nothing_but_unicast_of_ipv4(paths: Paths, cluster: Cluster, window: Win
     """IPv6 in the configuration is refused, and says why; a pod's multicast stays on its node. Source: S0, S4."""
     etcd, node, path = etcd_of(cluster), cluster.members[-1], paths.take("XS")
     if etcd is None:
-        inconclusive("a second configuration needs etcd")
+        pytest.skip("a second configuration needs etcd")
     nonce, control = Nonce.new(), Nonce.new()
     path.source.run(["ping", "-n", "-c", "2", "-i", "0.05", "-W", "1", "-t", "8", "-p", nonce.hex, GROUP], check=False)
     assert window.packets(f"{path.source.name}:eth0", nonce, at_least=2), "the pod sent nothing to the group"
@@ -89,7 +93,7 @@ def test_nothing_but_unicast_of_ipv4(paths: Paths, cluster: Cluster, window: Win
     conf = {**cluster.flannel.net_conf, "EnableIPv6": True, "IPv6Network": NETWORK6}
     nic = node.spec.underlay.name
     argv = [FLANNELD, f"--etcd-endpoints={etcd.endpoint}", f"--etcd-prefix={OTHER_PREFIX}", f"--iface={nic}"]
-    argv += ["--subnet-file=/run/flannel/ipip-11.env", "--iptables-forward-rules=false"]
+    argv += [f"--subnet-file={OTHER_FILE}", "--iptables-forward-rules=false"]
     argv = ["timeout", f"{REFUSED_SECONDS:.0f}", *argv]
     try:
         node.run(["ip", "-6", "address", "add", ADDRESS6, "dev", nic, "nodad"])
@@ -99,6 +103,7 @@ def test_nothing_but_unicast_of_ipv4(paths: Paths, cluster: Cluster, window: Win
             restart_flanneld(cluster, node.name)
     finally:
         node.run(["ip", "-6", "address", "delete", ADDRESS6, "dev", nic], check=False)
+        node.run(["rm", "-f", OTHER_FILE, *(f"{OTHER_FILE}.{kind}" for kind in LEFT)])
         for key in etcd.under(f"{OTHER_PREFIX}/"):
             etcd.delete(key)
     assert done.rc == 1, f"exit status {done.rc} with IPv6 in the configuration: {done.stderr[-300:]}"
@@ -119,7 +124,8 @@ def test_a_fabric_that_drops_the_tunnel_is_told_from_a_fault_of_pods(
         plain = ping(path.source_node, there, nonce=control)
         left = window.select(path.source_nic, nonce, lambda p: p.encapsulated, at_least=3)
     assert [(p.ip.src, p.ip.dst, p.ip.proto) for p in left if p.ip] == [(here, there, 4)] * 3, f"what left: {left}"
-    assert plain.lost == 0, f"other packets do not pass either: {plain.output}"
+    if plain.lost:
+        inconclusive(f"other packets do not pass either: {plain.output}")
     window.absent(path.target_nic, nonce, control=control)
     assert answer.received == 0, answer.output
 
