@@ -5,7 +5,7 @@ from __future__ import annotations
 from flannel.backends.base import Wants
 from flannel.kernel import rtnl
 from flannel.kernel.netlink import Message
-from flannel.kernel.rtnl import Fdb, Neigh, Route
+from flannel.kernel.values import Fdb, Neigh, Route
 from flannel.lease import Network
 
 

@@ -7,8 +7,9 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple, TypeVar
 
 from flannel import log
-from flannel.kernel import rtnl
+from flannel.kernel import rtnl, values
 from flannel.kernel.netlink import Netlink, NetlinkError
+from flannel.kernel.values import UNICAST, Link
 from flannel.lease import Address
 
 _TEMPORARY, _DEPRECATED, _PERMANENT = 0x01, 0x20, 0x80
@@ -84,7 +85,7 @@ def _with_ipv6(netlink: Netlink, external: External, wanted: Wanted) -> External
 
 
 _Family = type[IPv4Address] | type[IPv6Address]
-_Found = tuple[rtnl.Link, Address | None]
+_Found = tuple[Link, Address | None]
 
 
 def _search(netlink: Netlink, wanted: Wanted, public: Address | None) -> _Found:
@@ -117,7 +118,7 @@ def _ip(text: str, option: str, family: _Family) -> Address:
         raise InterfaceError(f"{option} is {text!r}, not an IPv{_version(family)} address") from None
 
 
-def _link(netlink: Netlink, *, index: int = 0, name: str = "") -> rtnl.Link:
+def _link(netlink: Netlink, *, index: int = 0, name: str = "") -> Link:
     link = rtnl.get_link(netlink, index=index, name=name)
     if link is None:
         raise InterfaceError(f"there is no interface {name or index}; there are {_inventory(netlink, IPv4Address)}")
@@ -177,7 +178,7 @@ def _by_reach(netlink: Netlink, text: str, family: _Family) -> _Found:
 
 def _by_default_route(netlink: Netlink, family: _Family) -> _Found:
     for seen in rtnl.dump_routes(netlink, _version(family)):
-        if seen.route.length == 0 and seen.route.kind == rtnl.UNICAST:
+        if seen.route.length == 0 and seen.route.kind == UNICAST:
             if seen.multipath or not seen.route.oif:
                 raise InterfaceError(
                     "the default route has several paths, so it does not say which interface to use; give --iface"
@@ -189,7 +190,7 @@ def _by_default_route(netlink: Netlink, family: _Family) -> _Found:
 _Ip = TypeVar("_Ip", bound=Address)
 
 
-def _ordered(addresses: list[rtnl.Address], family: Callable[[int], _Ip]) -> list[_Ip]:
+def _ordered(addresses: list[values.Address], family: Callable[[int], _Ip]) -> list[_Ip]:
     """Usable addresses, best first: global before link-local, permanent before dynamic, then not temporary."""
     usable: list[tuple[tuple[bool, bool, bool], int, _Ip]] = []
     for address in addresses:
@@ -201,7 +202,7 @@ def _ordered(addresses: list[rtnl.Address], family: Callable[[int], _Ip]) -> lis
     return [ip for _, _, ip in sorted(usable)]
 
 
-def _best_address(netlink: Netlink, link: rtnl.Link, family: _Family) -> Address:
+def _best_address(netlink: Netlink, link: Link, family: _Family) -> Address:
     version = _version(family)
     usable = _ordered(rtnl.dump_addresses(netlink, link.ifindex, version), family)
     if not usable:

@@ -20,7 +20,7 @@ from flannel.interface import External
 from flannel.kernel import rtnl
 from flannel.kernel.monitor import Change
 from flannel.kernel.netlink import Failure, Message, Netlink, NetlinkError
-from flannel.kernel.rtnl import Fdb, Link, Neigh, Route, SeenEntry, SeenRoute
+from flannel.kernel.values import BLACKHOLE, READY, Address, Fdb, Link, Neigh, Route, SeenEntry, SeenRoute
 from flannel.known import KnownLeases
 from flannel.lease import Network
 from flannel.state import OffDevice, Recorded
@@ -170,16 +170,16 @@ class Reconciler:
         external = self._facts.external
         tunnel = next((one for one in self._facts.tunnels if one.name == link.name), None)
         if tunnel is not None:
-            same = kind == rtnl.NEWLINK and link.ifindex == tunnel.ifindex and _shape(link) == _shape(tunnel)
+            same = kind == rtnl.NEWLINK and link.ifindex == tunnel.ifindex and link.shape == tunnel.shape
             if not same:
                 self.compare_soon()
         elif link.name == external.name:
-            flags = link.flags & (rtnl.IFF_UP | rtnl.IFF_LOWER_UP | rtnl.IFF_RUNNING)
+            flags = link.flags & READY
             if kind == rtnl.DELLINK or link.ifindex != external.ifindex or flags != self._around.external_flags:
                 self._around.external_flags = flags if kind == rtnl.NEWLINK else -1
                 self.compare_soon()
 
-    def _notice_address(self, kind: int, address: rtnl.Address) -> None:
+    def _notice_address(self, kind: int, address: Address) -> None:
         if any(address.ifindex == tunnel.ifindex for tunnel in self._facts.tunnels):
             linklocal = address.version == 6 and address.ip >> 118 == 0xFE80 >> 6
             own = (address.version, address.ip) in self._bases
@@ -252,9 +252,7 @@ class Reconciler:
         own = self._backend.own(self._facts)
         if self._blackhole:
             own += tuple(
-                Route(
-                    int(one.network_address), one.prefixlen, 0, 0, False, rtnl.BLACKHOLE, _BLACKHOLE_METRIC, one.version
-                )
+                Route(int(one.network_address), one.prefixlen, 0, 0, False, BLACKHOLE, _BLACKHOLE_METRIC, one.version)
                 for one in self._own_subnets
             )
         self._own_routes = own
@@ -402,7 +400,3 @@ class Reconciler:
 def _harms(kind: int, seen: SeenRoute, wanted: Route) -> bool:
     """Whether a change leaves a route of ours away, or another one than it was made."""
     return seen.route == wanted if kind == rtnl.DELROUTE else seen.route != wanted or not seen.bare
-
-
-def _shape(link: Link) -> tuple[object, ...]:
-    return link.up, link.mtu, link.mac, link.vxlan, link.ipip

@@ -10,6 +10,7 @@ from flannel.backends.base import Backend, BackendError, Facts
 from flannel.interface import External, InterfaceError
 from flannel.kernel import rtnl
 from flannel.kernel.netlink import Netlink, NetlinkError
+from flannel.kernel.values import READY, UNICAST, Address
 from flannel.lease import Lease
 
 
@@ -37,7 +38,7 @@ class Surroundings:
         link = rtnl.get_link(self._netlink, name=external.name)
         if link is None:
             return self._cannot(f"the external interface {external.name} is gone; waiting for it")
-        self.external_flags = link.flags & (rtnl.IFF_UP | rtnl.IFF_LOWER_UP | rtnl.IFF_RUNNING)
+        self.external_flags = link.flags & READY
         external = external._replace(ifindex=link.ifindex)
         try:
             external = self._whereabouts(external)
@@ -94,14 +95,14 @@ class Surroundings:
             route = rtnl.lookup_route(self._netlink, int(peer), peer.version).route
         except NetlinkError:
             route = None
-        if route is not None and route.kind == rtnl.UNICAST and not route.gateway and route.oif:
+        if route is not None and route.kind == UNICAST and not route.gateway and route.oif:
             self.facts.direct[peer] = route.oif
         else:
             self.facts.direct.pop(peer, None)
 
 
 def _nobodys(
-    address: rtnl.Address, ip: type[IPv4Address] | type[IPv6Address]
+    address: Address, ip: type[IPv4Address] | type[IPv6Address]
 ) -> dict[IPv4Address | IPv6Address, str]:  # fmt: skip
     """Addresses that no peer can have because of one of ours, and why."""
     found: dict[IPv4Address | IPv6Address, str] = {ip(address.ip): "this node's own"}

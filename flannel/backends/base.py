@@ -8,7 +8,7 @@ from typing import NamedTuple
 from flannel.interface import External
 from flannel.kernel import rtnl
 from flannel.kernel.netlink import Netlink, NetlinkError
-from flannel.kernel.rtnl import Fdb, Link, Neigh, Route, SeenRoute
+from flannel.kernel.values import Fdb, Link, Neigh, Route, SeenRoute
 from flannel.lease import Lease, LeaseAttrs, Network
 from flannel.state import Recorded
 

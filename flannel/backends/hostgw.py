@@ -6,7 +6,7 @@ from flannel import log
 from flannel.backends.base import Backend, BackendError, Facts, Ignored, Wants
 from flannel.interface import External
 from flannel.kernel.netlink import Netlink
-from flannel.kernel.rtnl import METRIC6, UNICAST, Link, Route
+from flannel.kernel.values import METRIC6, UNICAST, Link, Route
 from flannel.lease import Lease, LeaseAttrs
 from flannel.netconf import NetConf, unread_keys
 

@@ -19,7 +19,7 @@ from flannel.backends.base import (
 from flannel.interface import External
 from flannel.kernel import rtnl
 from flannel.kernel.netlink import Netlink, NetlinkError
-from flannel.kernel.rtnl import Link, Route, SeenRoute
+from flannel.kernel.values import Ipip, Link, Route, SeenRoute
 from flannel.lease import Lease, LeaseAttrs, Network
 from flannel.netconf import NetConf, backend_bool, unread_keys
 from flannel.state import Recorded
@@ -75,7 +75,7 @@ class IpipBackend(Backend):
         link = rtnl.get_link(netlink, name=DEVICE)
         if link is not None and link.kind != "ipip":
             raise BackendError(f"{DEVICE} is there, but is no ipip tunnel: remove it by `ip link del {DEVICE}`")
-        if link is not None and link.ipip != rtnl.Ipip(local, 0):
+        if link is not None and link.ipip != Ipip(local, 0):
             log.warning(f"{DEVICE} is there with other settings; making it anew")
             netlink.batch([rtnl.delete_link(link.ifindex)])
             link = None

@@ -18,7 +18,7 @@ from flannel.backends.udpproxy import Proxy, Table
 from flannel.interface import External
 from flannel.kernel import rtnl
 from flannel.kernel.netlink import Netlink, grow_receive_buffer
-from flannel.kernel.rtnl import Link, Route, SeenRoute
+from flannel.kernel.values import Link, Route, SeenRoute
 from flannel.lease import Lease, LeaseAttrs, Network
 from flannel.netconf import NetConf, backend_int, unread_keys
 from flannel.state import Recorded

@@ -10,7 +10,7 @@ from flannel.backends.base import NOTHING, Backend, BackendError, Facts, Ignored
 from flannel.backends.vxlandevice import Settings, VxlanDevice
 from flannel.interface import External
 from flannel.kernel.netlink import Netlink
-from flannel.kernel.rtnl import METRIC6, UNICAST, Fdb, Link, Neigh, Route, SeenRoute
+from flannel.kernel.values import METRIC6, UNICAST, Fdb, Link, Neigh, Route, SeenRoute
 from flannel.lease import Lease, LeaseAttrs
 from flannel.netconf import NetConf, backend_bool, backend_int, unread_keys
 from flannel.state import Recorded

@@ -11,7 +11,7 @@ from flannel import log
 from flannel.backends.base import BackendError, ensure_address
 from flannel.kernel import rtnl
 from flannel.kernel.netlink import Netlink, NetlinkError
-from flannel.kernel.rtnl import Link
+from flannel.kernel.values import Link, Vxlan
 
 _KERNEL_PORT = 8472
 
@@ -65,7 +65,7 @@ class VxlanDevice:
     def _ensure_link(self, netlink: Netlink, index: int, local: IPv4Address | IPv6Address) -> Link:
         link = rtnl.get_link(netlink, name=self.name)
         vni, port, gbp, learning, _ = self._settings
-        wanted = rtnl.Vxlan(vni, index, int(local), port, learning, gbp, version=local.version)
+        wanted = Vxlan(vni, index, int(local), port, learning, gbp, version=local.version)
         if link is not None and not self._compatible(link, wanted):
             log.warning(f"{self.name} is there with other settings; making it anew")
             self.mac = self.mac or (link.mac if link.kind == "vxlan" else b"")
@@ -75,13 +75,13 @@ class VxlanDevice:
         self.mac = link.mac
         return link
 
-    def _compatible(self, link: Link, wanted: rtnl.Vxlan) -> bool:
+    def _compatible(self, link: Link, wanted: Vxlan) -> bool:
         there = link.vxlan
         return there is not None and there._replace(learning=wanted.learning) == wanted._replace(
             port=wanted.port or _KERNEL_PORT
         )
 
-    def _create(self, netlink: Netlink, wanted: rtnl.Vxlan) -> Link:
+    def _create(self, netlink: Netlink, wanted: Vxlan) -> Link:
         self.mac = self.mac or random_mac()
         try:
             netlink.request(rtnl.new_vxlan(self.name, wanted, self._settings.mtu, self.mac))

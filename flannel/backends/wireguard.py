@@ -25,7 +25,8 @@ from flannel.backends.base import (
 from flannel.interface import External
 from flannel.kernel import rtnl
 from flannel.kernel.netlink import Netlink, NetlinkError
-from flannel.kernel.rtnl import METRIC6, SCOPE_LINK, UNICAST, Link, Route, SeenRoute
+from flannel.kernel.rtnl import SCOPE_LINK
+from flannel.kernel.values import METRIC6, UNICAST, Link, Route, SeenRoute
 from flannel.kernel.wireguard import KEY_BYTES, Endpoint, Peer, Wireguard
 from flannel.lease import Address, Lease, LeaseAttrs, Network
 from flannel.netconf import NetConf, NetConfError, backend_int, unread_keys

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from flannel.kernel import rtnl
 from flannel.kernel.netlink import NETLINK_ROUTE, grow_receive_buffer, leave_out, messages
+from flannel.kernel.values import Address, Link, SeenEntry, SeenRoute
 
 _GROUPS = 0x1 | 0x4 | 0x10 | 0x40  # RTMGRP_LINK, RTMGRP_NEIGH, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE
 _GROUPS6 = 0x100 | 0x400  # RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE
@@ -19,7 +20,7 @@ class Change(NamedTuple):
     """One notification: the message's type, and what it is about."""
 
     kind: int
-    what: rtnl.Link | rtnl.Address | rtnl.SeenEntry | rtnl.SeenRoute
+    what: Link | Address | SeenEntry | SeenRoute
 
 
 class Monitor:

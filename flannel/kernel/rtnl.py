@@ -1,6 +1,6 @@
 """Links, addresses, neighbours, FDB entries and routes as rtnetlink messages."""
 
-from __future__ import annotations  # noqa: I001 - what is handed on stands in one list
+from __future__ import annotations
 
 import socket
 import struct
@@ -8,22 +8,19 @@ from ipaddress import IPv4Network, IPv6Network
 
 from flannel.kernel.netlink import F_CREATE, F_EXCL, F_REPLACE, Message, Netlink, NetlinkError, attribute, attributes
 from flannel.kernel.values import (
-    BLACKHOLE as BLACKHOLE,
-    IFF_LOWER_UP as IFF_LOWER_UP,
-    IFF_RUNNING as IFF_RUNNING,
-    IFF_UP as IFF_UP,
-    METRIC6 as METRIC6,
-    PROTOCOL_BOOT as PROTOCOL_BOOT,
-    UNICAST as UNICAST,
-    Address as Address,
-    Fdb as Fdb,
-    Ipip as Ipip,
-    Link as Link,
-    Neigh as Neigh,
-    Route as Route,
-    SeenEntry as SeenEntry,
-    SeenRoute as SeenRoute,
-    Vxlan as Vxlan,
+    BLACKHOLE,
+    IFF_UP,
+    PROTOCOL_BOOT,
+    UNICAST,
+    Address,
+    Fdb,
+    Ipip,
+    Link,
+    Neigh,
+    Route,
+    SeenEntry,
+    SeenRoute,
+    Vxlan,
 )
 
 NEWLINK, DELLINK, GETLINK = 16, 17, 18

@@ -10,6 +10,8 @@ UNICAST, BLACKHOLE = 1, 6
 METRIC6 = 1024
 PROTOCOL_BOOT = 3
 IFF_UP, IFF_LOWER_UP, IFF_RUNNING = 0x1, 0x10000, 0x40
+#: Whether packets can leave by a link at all.
+READY = IFF_UP | IFF_LOWER_UP | IFF_RUNNING
 
 
 class Vxlan(NamedTuple):
@@ -50,6 +52,11 @@ class Link(NamedTuple):
     def up(self) -> bool:
         """Whether it is administratively up."""
         return bool(self.flags & IFF_UP)
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What of a tunnel device has to stay as we made it."""
+        return self.up, self.mtu, self.mac, self.vxlan, self.ipip
 
 
 class Address(NamedTuple):

@@ -10,7 +10,7 @@ import pytest
 
 from flannel.backends.base import Facts
 from flannel.interface import External
-from flannel.kernel.rtnl import Link
+from flannel.kernel.values import Link
 from flannel.lease import Lease, LeaseAttrs
 from flannel.netconf import NetConf, parse
 from tests.flannel.corelab import Node

@@ -12,7 +12,7 @@ import pytest
 from flannel import charon
 from flannel.backends.base import NOTHING, BackendError
 from flannel.backends.choice import BACKENDS, make_backend
-from flannel.kernel import rtnl
+from flannel.kernel.values import UNICAST
 from flannel.lease import Lease, LeaseAttrs
 from flannel.netconf import NetConfError
 from tests.flannel.backendlab import EXTERNAL, conf, facts, lease
@@ -128,7 +128,7 @@ def test_a_direct_peer_has_a_plain_route_alone() -> None:
     wanted = backend.wants(one, facts("flannel.1", "192.168.50.2"))
     assert (wanted.neighbours, wanted.fdb) == ((), ())
     [route] = wanted.routes
-    assert (route.gateway, route.onlink, route.kind) == (int(IPv4Address("192.168.50.2")), False, rtnl.UNICAST)
+    assert (route.gateway, route.onlink, route.kind) == (int(IPv4Address("192.168.50.2")), False, UNICAST)
 
 
 @pytest.mark.parametrize("backend", [{"Type": "vxlan", "VNI": 1 << 24}, {"Type": "udp", "Port": 0}])

@@ -22,13 +22,14 @@ sys.path.insert(0, {lib!r})
 from flannel.kernel import rtnl
 from flannel.kernel.monitor import Monitor
 from flannel.kernel.netlink import Netlink
+from flannel.kernel.values import Neigh, Route
 ours, other = Netlink(), Netlink()
 monitor = Monitor(without_echo_of=ours.port)
 index = rtnl.get_link(ours, name="eth0").ifindex
 heard = {{}}
 for name, netlink in (("ours", ours), ("other", other)):
-    route = rtnl.Route(0x0AF40900, 24, 0xC0A832FD, index)
-    neighbour = rtnl.Neigh(index, 0xC0A832FD, bytes([2, 0, 0, 0, 0, len(name)]))
+    route = Route(0x0AF40900, 24, 0xC0A832FD, index)
+    neighbour = Neigh(index, 0xC0A832FD, bytes([2, 0, 0, 0, 0, len(name)]))
     for what, message in (
         ("route", rtnl.set_route(route)), ("neighbour", rtnl.set_entry(neighbour)),
         ("no route", rtnl.delete_route(route)),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import flannel
 from flannel.backends.vxlandevice import random_mac
 from flannel.kernel import netlink, rtnl
+from flannel.kernel.values import PROTOCOL_BOOT, UNICAST, Fdb, Neigh, Route, SeenEntry, Vxlan
 from flannel.state import OffDevice, Recorded
 
 ips = st.integers(1, 0xFFFFFFFF)
@@ -36,37 +37,37 @@ def test_no_bytes_break_a_reader(data: bytes) -> None:
     list(netlink.messages(data))
 
 
-@given(st.builds(rtnl.Neigh, indexes, ips, macs, version=versions))
+@given(st.builds(Neigh, indexes, ips, macs, version=versions))
 @settings(max_examples=30)
-def test_a_neighbour_comes_back(entry: rtnl.Neigh) -> None:
-    assert rtnl.parse_entry(rtnl.set_entry(entry).body) == rtnl.SeenEntry(entry, entry.ifindex, rtnl.PERMANENT)
+def test_a_neighbour_comes_back(entry: Neigh) -> None:
+    assert rtnl.parse_entry(rtnl.set_entry(entry).body) == SeenEntry(entry, entry.ifindex, rtnl.PERMANENT)
 
 
-@given(st.builds(rtnl.Fdb, indexes, macs, ips, version=versions))
+@given(st.builds(Fdb, indexes, macs, ips, version=versions))
 @settings(max_examples=30)
-def test_an_fdb_entry_comes_back(entry: rtnl.Fdb) -> None:
-    assert rtnl.parse_entry(rtnl.set_entry(entry).body) == rtnl.SeenEntry(entry, entry.ifindex, rtnl.PERMANENT)
+def test_an_fdb_entry_comes_back(entry: Fdb) -> None:
+    assert rtnl.parse_entry(rtnl.set_entry(entry).body) == SeenEntry(entry, entry.ifindex, rtnl.PERMANENT)
 
 
 @given(
     st.builds(
-        rtnl.Route,
+        Route,
         ips,
         st.integers(0, 32),
         ips,
         indexes,
         st.booleans(),
-        st.just(rtnl.UNICAST),
+        st.just(UNICAST),
         metric=st.integers(0, 0xFFFFFFFF),
         version=versions,
         scope=st.sampled_from([0, rtnl.SCOPE_LINK]),
     )
 )
 @settings(max_examples=30)
-def test_a_route_comes_back(route: rtnl.Route) -> None:
+def test_a_route_comes_back(route: Route) -> None:
     seen = rtnl.parse_route(rtnl.set_route(route).body)
     assert seen.route == route
-    assert (seen.protocol, seen.table, seen.multipath) == (rtnl.PROTOCOL_BOOT, rtnl.MAIN_TABLE, False)
+    assert (seen.protocol, seen.table, seen.multipath) == (PROTOCOL_BOOT, rtnl.MAIN_TABLE, False)
 
 
 @pytest.mark.parametrize(
@@ -76,14 +77,14 @@ def test_a_route_comes_back(route: rtnl.Route) -> None:
     ids=["source", "metrics", "realm", "encapsulation", "cache info", "preference"],
 )  # fmt: skip
 def test_a_route_is_bare_without_what_we_never_give_it(kind: int, data: bytes, bare: bool) -> None:
-    route = rtnl.Route(0x0AF40200, 24, 0xC0A83202, 7)
+    route = Route(0x0AF40200, 24, 0xC0A83202, 7)
     body = rtnl.set_route(route).body
     assert rtnl.parse_route(body).bare
     assert rtnl.parse_route(body + netlink.attribute(kind, data)).bare == bare
 
 
 def test_a_vxlan_device_comes_back() -> None:
-    wanted = rtnl.Vxlan(4000, 7, 0xC0A83201, 4789, True, True)
+    wanted = Vxlan(4000, 7, 0xC0A83201, 4789, True, True)
     link = rtnl.parse_link(rtnl.new_vxlan("flannel.4000", wanted, 1400, b"\x02\0\0\0\0\1").body)
     assert (link.name, link.mtu, link.mac, link.kind, link.vxlan) == (
         "flannel.4000", 1400, b"\x02\0\0\0\0\1", "vxlan", wanted,
@@ -98,7 +99,8 @@ def test_a_message_cut_short_is_left_out() -> None:
 def test_every_failure_of_a_batch_is_told_with_its_place() -> None:
     # In a namespace of its own: 250 messages, so three sends, of which every seventh is refused.
     script = (
-        "from flannel.kernel.netlink import *; from flannel.kernel.rtnl import *\n"
+        "from flannel.kernel.netlink import Netlink; from flannel.kernel.rtnl import *; "
+        "from flannel.kernel.values import Route\n"
         "n = Netlink(); lo = get_link(n, name='lo').ifindex; n.request(change_link(lo, up=True))\n"
         "good = lambda i: set_route(Route(0x0A000000 + i * 256, 24, 0, lo))\n"
         "bad = lambda i: set_route(Route(0x0A000000 + i * 256, 24, 0x01010101, lo))\n"

@@ -199,6 +199,7 @@ from ipaddress import IPv4Address, IPv4Network
 from flannel.backends.hostgw import HostGwBackend
 from flannel.interface import Wanted, choose
 from flannel.kernel import rtnl
+from flannel.kernel.values import Route
 from flannel.kernel.monitor import Monitor
 from flannel.kernel.netlink import Netlink
 from flannel.lease import Lease, LeaseAttrs
@@ -223,7 +224,7 @@ reconciler.run()
 now[0] += 1.1
 reconciler.run()
 monitor = Monitor()
-netlink.batch([rtnl.set_route(rtnl.Route(0xC6336400, 24, 0xC0A832FE, external.ifindex))])
+netlink.batch([rtnl.set_route(Route(0xC6336400, 24, 0xC0A832FE, external.ifindex))])
 changes, lost = monitor.read()
 assert changes
 reconciler.notice(changes, lost)

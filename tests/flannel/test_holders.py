@@ -12,7 +12,7 @@ import pytest
 from flannel.backends.base import NOTHING, Backend, Facts, Ignored, Wants
 from flannel.holders import Ground
 from flannel.interface import External
-from flannel.kernel.rtnl import Link
+from flannel.kernel.values import Link
 from flannel.lease import Lease, LeaseAttrs, Network
 from flannel.reconcile import Reconciler
 from flannel.state import Recorded

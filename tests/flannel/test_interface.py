@@ -10,7 +10,7 @@ import pytest
 
 from flannel import interface
 from flannel.interface import InterfaceError, Wanted, _ordered, choose
-from flannel.kernel.rtnl import Address, Link
+from flannel.kernel.values import Address, Link
 from tests.flannel.corelab import Flanneld, Node
 
 PERMANENT, DEPRECATED, TEMPORARY = 0x80, 0x20, 0x01

@@ -14,7 +14,7 @@ from flannel.backends.ipip import IpipBackend
 from flannel.daemon import make_backend
 from flannel.kernel import rtnl
 from flannel.kernel.netlink import attribute
-from flannel.kernel.rtnl import Route
+from flannel.kernel.values import Ipip, Route
 from flannel.netconf import parse
 from tests.flannel.backendlab import EXTERNAL, conf, facts, lease, need_link
 from tests.flannel.corelab import HEALS_WITHIN, Node, peer, until
@@ -69,9 +69,9 @@ def test_the_device_is_asked_for_and_read_by_its_attributes() -> None:
     assert message.body.endswith(bytes.fromhex("3000 1200") + info)
     assert b"flannel.ipip\0" in message.body
     seen = rtnl.parse_link(message.body)
-    assert (seen.kind, seen.mtu, seen.ipip) == ("ipip", 1480, rtnl.Ipip(int(IPv4Address("192.168.50.1")), 0))
+    assert (seen.kind, seen.mtu, seen.ipip) == ("ipip", 1480, Ipip(int(IPv4Address("192.168.50.1")), 0))
     one_to_one = attribute(18, attribute(1, b"ipip\0") + attribute(2, attribute(3, bytes([192, 168, 50, 9]))))
-    assert rtnl.parse_link(bytes(16) + one_to_one).ipip == rtnl.Ipip(0, int(IPv4Address("192.168.50.9")))
+    assert rtnl.parse_link(bytes(16) + one_to_one).ipip == Ipip(0, int(IPv4Address("192.168.50.9")))
 
 
 # -- the kernel --------------------------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ from flannel.backends.wireguard import (
 )
 from flannel.kernel import wireguard
 from flannel.kernel.netlink import NetlinkError, attribute
-from flannel.kernel.rtnl import METRIC6, SCOPE_LINK, Route
+from flannel.kernel.rtnl import SCOPE_LINK
+from flannel.kernel.values import METRIC6, Route
 from flannel.kernel.wireguard import Peer
 from flannel.lease import Lease, LeaseAttrs
 from flannel.netconf import NetConfError, parse

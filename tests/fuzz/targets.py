@@ -19,7 +19,7 @@ from flannel.cni import basics, delegate, plugin
 from flannel.daemon import make_backend
 from flannel.interface import External
 from flannel.kernel import monitor, netlink, nftables, rtnl, wireguard, xfrm
-from flannel.kernel.rtnl import Link
+from flannel.kernel.values import Fdb, Link, Neigh, Route, Vxlan
 from flannel.lease import Lease
 from flannel.rules import iptables, masquerade
 from flannel.rules import nftables as nftrules
@@ -125,7 +125,7 @@ def lease_value(data: bytes) -> None:
     for backend in BACKENDS:
         with suppress(Ignored):
             wanted = backend.wants(lease, FACTS)
-            entries: list[rtnl.Neigh | rtnl.Fdb] = [*wanted.neighbours, *wanted.fdb]
+            entries: list[Neigh | Fdb] = [*wanted.neighbours, *wanted.fdb]
             for entry in entries:
                 rtnl.set_entry(entry)
                 assert len(entry.mac) == 6
@@ -327,11 +327,11 @@ def notification(data: bytes) -> None:
 
 
 NOTIFICATIONS = (
-    b"\0" + rtnl.new_vxlan("flannel.1", rtnl.Vxlan(1, 2, 3, 8472, False, True), 1450, b"\x02\0\0\0\0\1").body,
+    b"\0" + rtnl.new_vxlan("flannel.1", Vxlan(1, 2, 3, 8472, False, True), 1450, b"\x02\0\0\0\0\1").body,
     b"\1" + rtnl.new_address(3, 0x0AF40100, 32).body,
-    b"\2" + rtnl.set_route(rtnl.Route(0x0AF40200, 24, 0x0AF40200, 3, True)).body,
-    b"\3" + rtnl.set_entry(rtnl.Neigh(3, 0x0AF40200, b"\x02\0\0\0\0\1")).body,
-    b"\3" + rtnl.set_entry(rtnl.Fdb(3, b"\x02\0\0\0\0\1", 1 << 100, 6)).body,
+    b"\2" + rtnl.set_route(Route(0x0AF40200, 24, 0x0AF40200, 3, True)).body,
+    b"\3" + rtnl.set_entry(Neigh(3, 0x0AF40200, b"\x02\0\0\0\0\1")).body,
+    b"\3" + rtnl.set_entry(Fdb(3, b"\x02\0\0\0\0\1", 1 << 100, 6)).body,
 )
 IPTABLES = (
     b"# Generated\n*nat\n:POSTROUTING ACCEPT [1:2]\n:FLANNEL-POSTRTG - [0:0]\n"

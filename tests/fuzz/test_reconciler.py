@@ -21,7 +21,7 @@ from flannel.interface import External
 from flannel.kernel import rtnl
 from flannel.kernel.monitor import Change
 from flannel.kernel.netlink import Failure, Message, attribute
-from flannel.kernel.rtnl import Fdb, Link, Neigh, Route
+from flannel.kernel.values import IFF_UP, PROTOCOL_BOOT, Fdb, Link, Neigh, Route, SeenEntry, SeenRoute, Vxlan
 from flannel.lease import Lease, LeaseAttrs, Network
 from flannel.netconf import parse
 from flannel.reconcile import Reconciler
@@ -31,7 +31,7 @@ from tests.fuzz.test_parsers import FULL, SEED
 
 EXTERNAL = External(2, "eth0", 1500, IPv4Address("192.168.50.1"), IPv4Address("192.168.50.1"))
 OWN = IPv4Network("10.244.1.0/24")
-TUNNEL = Link(7, "flannel.1", 1450, b"\x02\0\0\0\0\x01", 1, "vxlan", rtnl.Vxlan(1, 2, 3, 8472, False, False))
+TUNNEL = Link(7, "flannel.1", 1450, b"\x02\0\0\0\0\x01", 1, "vxlan", Vxlan(1, 2, 3, 8472, False, False))
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ class Kernel:
 
     def request(self, message: Message) -> list[tuple[int, bytes]]:
         assert message.type == rtnl.GETLINK
-        body = rtnl._LINK.pack(0, 0, 2, rtnl.IFF_UP, 0) + attribute(3, b"eth0\0")
+        body = rtnl._LINK.pack(0, 0, 2, IFF_UP, 0) + attribute(3, b"eth0\0")
         return [(rtnl.NEWLINK, body)]
 
     def dump(self, kind: int, body: bytes) -> list[bytes]:
@@ -96,7 +96,7 @@ def key_of(entry: Neigh | Fdb) -> tuple[Any, ...]:
     return (entry.ifindex, entry.ip) if isinstance(entry, Neigh) else (entry.ifindex, entry.mac)
 
 
-class Vxlan(VxlanBackend):
+class AnyVxlan(VxlanBackend):
     """With a device that is always there."""
 
     def device(self, netlink: Any, external: External) -> Link | None:
@@ -105,7 +105,7 @@ class Vxlan(VxlanBackend):
 
 def make(kind: str, kernel: Kernel, clock: list[float]) -> Reconciler:
     conf = parse(f'{{"Network": "10.244.0.0/16", "Backend": {{"Type": "{kind}"}}}}')
-    backend: Backend = (Vxlan if kind == "vxlan" else HostGwBackend)(conf, EXTERNAL)
+    backend: Backend = (AnyVxlan if kind == "vxlan" else HostGwBackend)(conf, EXTERNAL)
     netlink: Any = kernel
     return Reconciler(
         netlink, backend, EXTERNAL, conf.network, OWN, Recorded(), grace=0.0, clock=lambda: clock[0]
@@ -158,16 +158,16 @@ def damage(kernel: Kernel, reconciler: Reconciler, number: int, *, change: bool)
     thing = things[number % len(things)]
     if isinstance(thing, Route):
         del kernel.routes[thing.key]
-        told = rtnl.SeenRoute(thing, rtnl.PROTOCOL_BOOT, 0, False, rtnl.MAIN_TABLE)
+        told = SeenRoute(thing, PROTOCOL_BOOT, 0, False, rtnl.MAIN_TABLE)
         reconciler.notice([Change(rtnl.DELROUTE, told)], False)
         return
     if not change:
         del kernel.entries[key_of(thing)]
-        reconciler.notice([Change(rtnl.DELNEIGH, rtnl.SeenEntry(thing, 7, 0x80))], False)
+        reconciler.notice([Change(rtnl.DELNEIGH, SeenEntry(thing, 7, 0x80))], False)
         return
     other = thing._replace(mac=b"\x02\0\0\0\xff\xff") if isinstance(thing, Neigh) else thing._replace(dst=0xC0A832EE)
     kernel.entries[key_of(thing)] = other
-    reconciler.notice([Change(rtnl.NEWNEIGH, rtnl.SeenEntry(other, 7, 0x80))], False)
+    reconciler.notice([Change(rtnl.NEWNEIGH, SeenEntry(other, 7, 0x80))], False)
 
 
 @pytest.mark.parametrize("kind", ["vxlan", "host-gw"])
