@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from testbed.trace import reasons
 from testbed.trace.copies import Sorted
 from testbed.trace.decisions import seen_by_ip
 from testbed.trace.layout import Layout
 from testbed.trace.loss import Loss
 from testbed.trace.model import Cause, Hop, Missing, Trace
+from testbed.trace.reasons import forwarding, size, target, tunnels, wires
 from testbed.trace.sites import Question, Site
 
 Reason = Callable[[Loss], Cause | None]
@@ -73,9 +73,9 @@ def find(
     if (by_default := _took_default(loss)) is not None:
         return by_default
     if loss.refused:
-        step = Step(step.machine, step.place, step.interface, step.way, (reasons.dropped, reasons.nobody_listens))
+        step = Step(step.machine, step.place, step.interface, step.way, (forwarding.dropped, target.nobody_listens))
     loss = loss.expecting(step.machine, step.place, step.interface)
-    every = (reasons.went_astray, reasons.too_large_by_error, *step.reasons, reasons.by_error)
+    every = (wires.went_astray, size.too_large_by_error, *step.reasons, target.by_error)
     cause = next((cause for reason in every if (cause := reason(loss)) is not None), None)
     cause = cause or Cause("unknown", "nothing that is looked at explains it", loss.hints(), certain=False)
     return Missing(loss.direction, loss.last, step.machine, step.place, step.interface, step.way, cause)
@@ -154,50 +154,50 @@ def _port(loss: Loss, last: Hop, bridge: str) -> str:
 
 
 SENDING = (
-    reasons.refused_as_too_large,
-    reasons.dropped,
-    reasons.bad_route,
-    reasons.egress_down,
-    reasons.unknown_neighbour,
+    size.refused_as_too_large,
+    forwarding.dropped,
+    forwarding.bad_route,
+    forwarding.egress_down,
+    forwarding.unknown_neighbour,
 )
-OVER_WIRE = (reasons.wire_down, reasons.larger_than_wire)
-ACROSS = (reasons.dropped, reasons.egress_down, reasons.wrong_mac_behind_bridge, reasons.larger_than_egress)
-UP_FROM_PORT = (reasons.dropped, reasons.egress_down, reasons.port_blocks)
+OVER_WIRE = (wires.wire_down, size.larger_than_wire)
+ACROSS = (forwarding.dropped, forwarding.egress_down, wires.wrong_mac_behind_bridge, size.larger_than_egress)
+UP_FROM_PORT = (forwarding.dropped, forwarding.egress_down, wires.port_blocks)
 THROUGH = (
-    reasons.not_its_mac,
-    reasons.dropped,
-    reasons.does_not_forward,
-    reasons.reverse_path,
-    reasons.bad_route,
-    reasons.egress_down,
-    reasons.larger_than_egress,
-    reasons.unknown_neighbour,
-    reasons.ttl_over,
+    wires.not_its_mac,
+    forwarding.dropped,
+    forwarding.does_not_forward,
+    forwarding.reverse_path,
+    forwarding.bad_route,
+    forwarding.egress_down,
+    size.larger_than_egress,
+    forwarding.unknown_neighbour,
+    forwarding.ttl_over,
 )
 INTO_TUNNEL = (
-    reasons.flanneld_does_not_carry,
-    reasons.no_forwarding_entry,
-    reasons.dropped,
-    reasons.no_way_to_vtep,
-    reasons.egress_down,
-    reasons.larger_than_tunnel,
-    reasons.unknown_neighbour,
+    tunnels.flanneld_does_not_carry,
+    tunnels.no_forwarding_entry,
+    forwarding.dropped,
+    tunnels.no_way_to_vtep,
+    forwarding.egress_down,
+    size.larger_than_tunnel,
+    forwarding.unknown_neighbour,
 )
 OUT_OF_TUNNEL = (
-    reasons.bad_checksum,
-    reasons.dropped,
-    reasons.tunnel_not_there,
-    reasons.flanneld_does_not_carry,
-    reasons.reverse_path,
+    wires.bad_checksum,
+    forwarding.dropped,
+    tunnels.tunnel_not_there,
+    tunnels.flanneld_does_not_carry,
+    forwarding.reverse_path,
 )
 AT_TARGET = (
-    reasons.not_its_mac,
-    reasons.dropped,
-    reasons.bad_checksum,
-    reasons.reverse_path,
-    reasons.ignores_echo,
-    reasons.bad_route,
-    reasons.unknown_neighbour,
-    reasons.nobody_listens,
-    reasons.not_answered,
+    wires.not_its_mac,
+    forwarding.dropped,
+    wires.bad_checksum,
+    forwarding.reverse_path,
+    target.ignores_echo,
+    forwarding.bad_route,
+    forwarding.unknown_neighbour,
+    target.nobody_listens,
+    target.not_answered,
 )

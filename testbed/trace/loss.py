@@ -78,6 +78,14 @@ class Loss:
         site, packet = self.site, self.packet
         return bool(self.last and self.last.way == "in" and site and packet and site.owns(packet.dst))
 
+    @property
+    def vtep(self) -> str:
+        """The tunnel's other end for the packet that went into it; "" where it is not known."""
+        if self.last is not None and self.last.fdb and self.last.fdb.get("dst"):
+            return str(self.last.fdb["dst"])
+        end = self.trace.target if self.direction == "request" else self.trace.source
+        return self.layout.address_of(self.layout.lab.spec.node(self.layout.node_of(end).name))
+
     def chosen_device(self, question: Question) -> str:
         """The device that routing chose; "" where it chose none, or several."""
         chosen = self.site.chosen.get(question) if self.site else None
