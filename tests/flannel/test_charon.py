@@ -17,8 +17,8 @@ from flannel import charon
 from flannel.charon import _Child, _children, connection
 from flannel.kernel.xfrm import Association
 from tests.flannel.corelab import HEALS_WITHIN, HERE, Flanneld, Node, peer, until
-from tests.flannel.test_ipsec import HERE as ADDRESS
-from tests.flannel.test_ipsec import IPSEC, OWN, PSK, pairs, shown
+from tests.flannel.ipseclab import HERE as ADDRESS
+from tests.flannel.ipseclab import IPSEC, OWN, PSK, pairs, shown
 
 
 @pytest.fixture
