@@ -37,6 +37,9 @@ _OVERHEAD: Mapping[str, int] = {"vxlan": 50, "host-gw": 0, "ipip": 20, "udp": 28
 SPEAK_IPV6 = ("vxlan", "host-gw", "wireguard")
 """The backends that carry IPv6."""
 
+ENCRYPTED: Mapping[str, str] = {"wireguard": "wireguard", "ipsec": "esp"}
+"""The backends whose packets on the wire cannot be looked into, and what those packets are called."""
+
 OVERHEAD6: Mapping[str, int] = {"vxlan": 70, "host-gw": 0, "wireguard": 80}
 """Bytes that an IPv6 packet grows by: vxlan's outer header is IPv6 too there, wireguard's figure allows for it."""
 

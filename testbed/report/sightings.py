@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from testbed import journal
 from testbed.deadline import Deadline
 from testbed.errors import LabError
+from testbed.flannelspec import ENCRYPTED
 from testbed.probes.capture import Window
 from testbed.probes.packets import decode
 from testbed.probes.pcap import Packet
@@ -27,9 +28,6 @@ MOST_PACKETS, MOST_PACKETS_THOROUGH = 12, 24
 
 LATE_SECONDS = 0.05
 """How long captures may be late with what a check has just sent."""
-
-ENCRYPTED = ("wireguard", "ipsec")
-"""Backends whose packets on the wire show nothing of what they carry."""
 
 Address = IPv4Address | IPv6Address
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from testbed.errors import InputError
-from testbed.flannelspec import BACKENDS
+from testbed.flannelspec import BACKENDS, ENCRYPTED
 from testbed.labs.base import Lab, Node, Place
 from testbed.model import LinkEnd, NodeSpec, Role
 from testbed.probes.packets import Tunnel
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from testbed.nodes.deploy import Cluster
 
 DEFAULT_PORTS = {"vxlan": 8472, "udp": 8285, "wireguard": 51820}
-ENCRYPTED = {"wireguard": "wireguard", "ipsec": "esp"}
-"""What the outer packets are called of backends whose packets cannot be looked into."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.errors import LabError
-from testbed.labs import netns
-from tests.labs.helpers import unique
+from tests.labs.helpers import need_lab, unique
 
 CHECKOUT = Path(__file__).parents[2]
 PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
@@ -64,10 +62,7 @@ def test_a_run_of_the_documentation_is_one(page: str, command: str, tmp_path: Pa
 def test_the_commands_by_hand_work_one_after_the_other(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    try:
-        netns.frr_folder()
-    except LabError as error:
-        pytest.skip(str(error))
+    need_lab()
     # Sockets stand in it, whose paths are short.
     env = os.environ | {"TESTBED_STATE": str(tmp_path_factory.mktemp("s"))}
     env.pop("DOCKER_HOST", None)

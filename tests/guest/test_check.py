@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 
-from testbed.errors import LabError
 from testbed.flannelspec import BACKENDS
 from testbed.guest.build import Kernel
 from testbed.guest.check import Checked, check, rows
-from testbed.labs.netns import frr_folder
+from tests.labs.helpers import need_lab
 
 HERE = Path(__file__).parents[2]
 RUN_SECONDS = 300
@@ -59,10 +58,7 @@ def arguments(folder: Path, *options: str) -> list[str]:
 
 @pytest.fixture
 def ready(kernel: Kernel) -> None:
-    try:
-        frr_folder()
-    except LabError as error:
-        pytest.skip(str(error))
+    need_lab()
 
 
 @pytest.mark.usefixtures("ready")

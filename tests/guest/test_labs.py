@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from testbed.errors import LabError
 from testbed.guest.build import Kernel
-from testbed.labs.netns import frr_folder
+from tests.labs.helpers import need_lab
 
 HERE = Path(__file__).parents[2]
 SECONDS = 600
@@ -28,10 +27,7 @@ TESTS = {
 def test_in_the_guest(kernel: Kernel, path: str) -> None:
     if kernel.way == "packaged":
         pytest.skip("Debian's own guest kernel does not have everything")
-    try:
-        frr_folder()
-    except LabError as error:
-        pytest.skip(str(error))
+    need_lab()
     names, count = TESTS[path]
     inner = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp", "/var/tmp/tests"]
     argv = [sys.executable, "-m", "testbed", "kernel", "run", "--", *inner, path, "-k", names]

@@ -12,12 +12,11 @@ import pytest
 from testbed.doctor import probe_features
 from testbed.errors import LabError
 from testbed.flannelspec import BACKENDS
-from testbed.labs import netns
 from testbed.nodes import deploy
 from testbed.nodes.nodefiles import cni_folder
 from testbed.options import RunOptions
 from tests.heals.heallab import FULL, Heal, HealLab
-from tests.labs.helpers import unique
+from tests.labs.helpers import need_lab, unique
 
 _HEALS = pytest.StashKey[list[Heal]]()
 _features: dict[str, dict[str, Any]] = {}
@@ -37,8 +36,8 @@ def need(run: str) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _tools() -> None:
+    need_lab()
     try:
-        netns.frr_folder()
         cni_folder()
     except LabError as error:
         pytest.skip(str(error))

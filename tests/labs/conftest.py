@@ -8,24 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from testbed.errors import LabError
 from testbed.labs import netns, state
 from testbed.labs.netns import NetnsLab
 from testbed.model import LabSpec
 from testbed.topology import load_topology
 from tests.engines import engine_state, using
-from tests.labs.helpers import unique
+from tests.labs.helpers import need_lab, unique
 
 _numbers = count()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _tools() -> None:
-    """Skip, and say why, where this machine lacks what a lab needs."""
-    try:
-        netns.frr_folder()
-    except LabError as error:
-        pytest.skip(str(error))
+    need_lab()
 
 
 @pytest.fixture(scope="session")

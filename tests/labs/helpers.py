@@ -6,7 +6,20 @@ import os
 from itertools import count
 from pathlib import Path
 
+import pytest
+
+from testbed.errors import LabError
+from testbed.labs import netns
+
 _numbers = count(1)
+
+
+def need_lab() -> None:
+    """Skip, and say why, where this machine lacks what a lab needs."""
+    try:
+        netns.frr_folder()
+    except LabError as error:
+        pytest.skip(str(error))
 
 
 def unique(word: str) -> str:

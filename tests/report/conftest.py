@@ -13,9 +13,7 @@ from typing import Any
 
 import pytest
 
-from testbed.errors import LabError
-from testbed.labs import netns
-from tests.labs.helpers import unique
+from tests.labs.helpers import need_lab, unique
 
 CONFIGURATION = Path(__file__).parents[2] / "testbed" / "pytest.ini"
 
@@ -46,10 +44,7 @@ Runner = Callable[..., Ended]
 @pytest.fixture
 def run_in_a_lab(tmp_path: Path) -> Runner:
     """Run a suite, given as its text, on a vxlan lab."""
-    try:
-        netns.frr_folder()
-    except LabError as error:
-        pytest.skip(str(error))
+    need_lab()
 
     def run(code: str, *options: str) -> Ended:
         folder = tmp_path / "suites"

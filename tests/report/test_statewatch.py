@@ -14,13 +14,12 @@ import pytest
 
 from testbed import statewatch
 from testbed.deadline import Deadline
-from testbed.errors import LabError
 from testbed.labs import netns
 from testbed.labs.fabric import wait_converged
 from testbed.labs.netns import NetnsLab
 from testbed.statewatch import StateWatch, differences
 from testbed.topology import load_topology
-from tests.labs.helpers import unique
+from tests.labs.helpers import need_lab, unique
 
 PREPARED = (
     "ip link add vx type vxlan id 7 local 10.0.0.11 dstport 8472 nolearning",
@@ -99,10 +98,7 @@ CHANGES = {
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[NetnsLab]:
-    try:
-        netns.frr_folder()
-    except LabError as error:
-        pytest.skip(str(error))
+    need_lab()
     lab = netns.bring_up(load_topology("flat", unique("watch")))
     wait_converged(lab)  # a route that comes late is a change, too
     node = first(lab)

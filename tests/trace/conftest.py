@@ -6,20 +6,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from testbed.errors import LabError
-from testbed.labs import netns
 from testbed.nodes.deploy import Cluster, bring_up
 from testbed.options import RunOptions
-from tests.labs.helpers import unique
+from tests.labs.helpers import need_lab, unique
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _tools() -> None:
-    """Skip, and say why, where this machine lacks what a lab needs."""
-    try:
-        netns.frr_folder()
-    except LabError as error:
-        pytest.skip(str(error))
+    need_lab()
 
 
 @pytest.fixture(scope="module")
