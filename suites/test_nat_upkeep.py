@@ -21,8 +21,8 @@ CHAIN, FORWARD = "FLANNEL-POSTRTG", "FLANNEL-FWD"
 TABLES = (("nat", "POSTROUTING", CHAIN), ("filter", "FORWARD", FORWARD))
 ENDING = frozenset({"ACCEPT", "DROP", "REJECT", "RETURN", "MASQUERADE", "SNAT"})
 """Targets behind which a packet comes to no further rule of the chain."""
-HEALED_SECONDS = 6.0
-"""flanneld looks every 5 s where nothing tells it of a change."""
+HEALED_SECONDS = 8.0
+"""flanneld looks every 5 s where nothing tells it of a change; the rest is a busy machine's."""
 SETTLED_SECONDS = 20.0
 """How long rules may take that flanneld makes anew behind a start."""
 
