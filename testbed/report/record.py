@@ -84,6 +84,11 @@ class Outcome:
         """The row's group in the catalogue."""
         return self.id.rpartition("-")[0]
 
+    @property
+    def held_against(self) -> list[str]:
+        """What it left changed and answers for: that a flannel known to fail leaves something goes with its failure."""
+        return [] if self.verdict is Verdict.EXPECTED_FAILURE else self.leaked
+
     def to_json(self) -> dict[str, Any]:
         """The outcome as it stands in checks.json."""
         facts: dict[str, Any] = storable(asdict(self))
@@ -219,7 +224,7 @@ class RunRecord:
         """The run as checks.json holds it."""
         ending = {"problems": self.problems, "broken": self.broken, "interrupted": self.interrupted}
         run = self.facts | {"exit": self.exit} | {key: value for key, value in ending.items() if value}
-        run["leaks"] = sum(bool(outcome.leaked) for outcome in self.outcomes)
+        run["leaks"] = sum(bool(outcome.held_against) for outcome in self.outcomes)
         checks = [outcome.to_json() for outcome in self.outcomes]
         return {"schema": 1, "run": storable(run), "checks": checks, "labs": storable(self.labs)}
 
@@ -234,6 +239,6 @@ def exit_code(outcomes: Iterable[Outcome], *, interrupted: bool = False, broken:
         return Exit.INPUT
     if broken or Verdict.LAB_ERROR in verdicts:
         return Exit.LAB
-    if verdicts & {Verdict.FAILED, Verdict.INCONCLUSIVE, Verdict.UNEXPECTED_PASS} or any(o.leaked for o in seen):
+    if verdicts & {Verdict.FAILED, Verdict.INCONCLUSIVE, Verdict.UNEXPECTED_PASS} or any(o.held_against for o in seen):
         return Exit.FAILED
     return Exit.HELD if verdicts & {Verdict.HELD, Verdict.EXPECTED_FAILURE} else Exit.NOTHING_RAN

@@ -143,7 +143,7 @@ class Screen:
             self.say(f"slow: {len(slow)} checks held only late: {', '.join(one.item for one in slow)}", "yellow")
         for problem in record.problems:
             self.say(f"not as expected: {problem}", "bold magenta")
-        leaking = [outcome for outcome in record.outcomes if outcome.leaked]
+        leaking = [outcome for outcome in record.outcomes if outcome.held_against]
         if leaking:
             self.say(f"leaked: {len(leaking)} checks left the nodes changed, which fails the run", "bold magenta")
         for outcome in leaking:

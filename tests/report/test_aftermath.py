@@ -105,6 +105,15 @@ def test_a_leak_fails_the_run_and_not_the_check() -> None:
     assert 'name="leaked" value="worker1: + b"' in to_junit(record)
 
 
+def test_what_an_expected_failure_leaves_goes_with_it() -> None:
+    expected = outcome(Verdict.EXPECTED_FAILURE, leaked=["worker1: + b"])
+    assert exit_code([expected]) == 0
+    record = RunRecord({})
+    record.add(expected)
+    told = record.to_json()
+    assert (told["run"]["leaks"], told["checks"][0]["leaked"]) == (0, ["worker1: + b"])
+
+
 def test_a_failure_without_a_lab_has_its_report(tmp_path: Path) -> None:
     failed = outcome()
     made(tmp_path).keep(REPORT, failed)
