@@ -108,7 +108,8 @@ def test_a_daemon_outlives_its_command_and_is_found_by_its_pid(lab: Lab) -> None
     pid = node.start(["sh", "-c", "echo started; exec sleep 60"], name="daemon", env={"WORD": "x"})
     assert node.read("/run/daemon.pid").decode().strip() == str(pid)
     assert Deadline(5).poll(lambda: node.read("/var/log/daemon.log") == b"started\n")
-    assert b"WORD=x" in node.read(f"/proc/{pid}/environ").split(b"\0")
+    # Until the shell has become `sleep` it has no environment that could be read.
+    assert Deadline(5).poll(lambda: b"WORD=x" in node.read(f"/proc/{pid}/environ").split(b"\0"))
     node.run(["kill", str(pid)])
     gone = Deadline(5).poll(lambda: not node.run(["test", "-e", f"/proc/{pid}"], check=False).ok)
     assert gone, "nobody waits for dead children on a node"

@@ -65,7 +65,7 @@ WITH_OTHERS = r"""
   undo:
   - ip route delete {local_ip} via {gateway}
   assertion: there, back
-  also: [POD-05]
+  also: [POD-05, L2-04]
 """
 
 
