@@ -133,26 +133,39 @@ def rules_of_flannel(place: Place, kept_by: str) -> tuple[str, ...]:
 
 @contextmanager
 def rules_put_back(place: Place, flavour: str) -> Iterator[None]:
-    """Behind the block every rule of iptables is where it was: their order, too, counts. Raises LabError.
+    """Behind the block every rule of iptables, of IPv6 too, is where it was: their order, too, counts. Raises LabError.
 
     Where flavour is nftables, so are flannel's tables, which not every flanneld looks after.
     """
     program = "iptables-nft" if flavour == "nftables" else flavour
-    saved = place.run([f"{program}-save"]).stdout
+    saved = {name: _saved(place, name) for name in (program, f"ip6{program.removeprefix('ip')}")}
     tables = _nft_tables(place) if flavour == "nftables" else {}
     try:
         yield
     finally:
-        place.run([f"{program}-restore"], stdin=saved)
-        known = {line[1:] for line in saved.splitlines() if line.startswith("*")}
-        for table in sorted(read_tables(place, program).keys() - known):  # in no use then
-            for what in ("-F", "-X"):
-                place.run([program, "-t", table, what])
+        for name, rules in saved.items():
+            _restore(place, name, rules)
         found = _nft_tables(place) if tables else {}
         for table, text in tables.items():
             if found[table] != text:
                 anew = f"table {table}\ndelete table {table}\n{text}"
                 place.run(["nft", "-f", "-"], stdin=anew if text else f"delete table {table}")
+
+
+def _saved(place: Place, program: str) -> str | None:
+    """What `program` keeps; None where it is one for IPv6 that this kernel has nothing for."""
+    done = place.run([f"{program}-save"], check=program.startswith("iptables"))
+    return done.stdout if done.ok else None
+
+
+def _restore(place: Place, program: str, saved: str | None) -> None:
+    if saved is None:
+        return
+    place.run([f"{program}-restore"], stdin=saved)
+    known = {line[1:] for line in saved.splitlines() if line.startswith("*")}
+    for table in sorted(read_tables(place, program).keys() - known):  # in no use then
+        for what in ("-F", "-X"):
+            place.run([program, "-t", table, what])
 
 
 def _nft_tables(place: Place) -> dict[str, str]:

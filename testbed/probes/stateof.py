@@ -33,6 +33,7 @@ NEWNEIGH, DELNEIGH = 28, 29
 SOL_NETLINK, ADD_MEMBERSHIP = 270, 1
 GROUPS = (1, 3, 4, 5, 7, 8, 9, 11, 19, 24)  # links, neighbours, queues, addresses, routes, rules, settings
 GETGEN = 10 << 8 | 16  # nf_tables' own
+FAMILIES = ("ip", "ip6", "inet", "arp", "bridge", "netdev")
 SKIP_STATS = 1 << 3
 CLONE_NEWNET = 0x40000000
 AF_BRIDGE = 7
@@ -281,11 +282,15 @@ class Space:
         """The rules; nft shows those of iptables-nft too."""
         generation = self.rule_generation()
         if generation != self.generation or legacy:
-            lines = [] if generation <= 0 else by_chain(self.listed(["nft", "-s", "list", "ruleset"]))
+            lines = [] if generation <= 0 else by_chain(self.ruleset())
             if legacy:
                 lines += saved_by_chain(self.listed(["iptables-legacy-save"]))
             self.generation, self.rules = generation, [f"rules {line}" for line in lines]
         return self.rules
+
+    def ruleset(self) -> list[str]:
+        """What nft lists, a family at a time: of several at once it tells what `masquerade` does of the first alone."""
+        return [line for family in FAMILIES for line in self.listed(["nft", "-s", "list", "ruleset", family])]
 
     def rule_generation(self) -> int:
         """A number that the kernel changes with every change of rules; 0 where it has no nf_tables."""

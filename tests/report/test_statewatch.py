@@ -179,6 +179,23 @@ def test_what_a_tunnel_leaves_by_is_told_by_name(lab: NetnsLab, watch: StateWatc
         make(*(f"ip link del {name}" for name in ("over", "under", "other")))
 
 
+def test_rules_of_both_families_are_told_in_full(lab: NetnsLab, watch: StateWatch) -> None:
+    """nft forgets what a target of iptables does once it has listed another family's."""
+    node = first(lab)
+    rules = [("iptables-nft", "192.0.2.0/24"), ("ip6tables-nft", "2001:db8::/64")]
+
+    def change(how: str) -> None:
+        for program, source in rules:
+            node.run([program, "-t", "nat", how, "POSTROUTING", "-s", source, "-j", "MASQUERADE", "--random-fully"])
+
+    change("-A")
+    try:
+        told = [line for line in watch.read()[node.name] if "fully-random" in line]
+        assert all(any(source in line for line in told) for _, source in rules), told
+    finally:
+        change("-D")
+
+
 def test_a_machine_that_was_started_anew_is_looked_at_again(lab: NetnsLab, watch: StateWatch) -> None:
     before = watch.read()
     machine = next(iter(watch._machines.values()))
