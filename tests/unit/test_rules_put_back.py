@@ -13,26 +13,35 @@ IPV4, IPV6 = "ip flannel-ipv4", "ip6 flannel-ipv6"
 TEXT = "table ip flannel-ipv4 {\n\tchain postrtg {\n\t\taccept\n\t}\n}\n"
 
 
+RULES6 = "*nat\n:POSTROUTING ACCEPT [0:0]\nCOMMIT\n"
+
+
 class Kernel:
-    """A machine that keeps tables of nftables, as text, and none of iptables."""
+    """A machine that keeps tables of nftables, as text, and those of ip6tables where it has that."""
 
     name = "worker1"
 
-    def __init__(self, **tables: str) -> None:
+    def __init__(self, *, rules6: str | None = "", **tables: str) -> None:
+        self.rules6 = rules6
         self.tables = {IPV4: tables.get("ipv4", ""), IPV6: ""}
         self.written: list[str] = []
 
     def run(self, argv: list[str], *, stdin: str = "", check: bool = True) -> Result:
-        out = ""
+        out, code = "", 0
         if argv[:3] == ["nft", "list", "table"]:
             out = self.tables[" ".join(argv[3:])]
             assert out or not check, "nft fails where there is no such table"
         elif argv[0] == "nft":
             assert argv[1:] == ["-f", "-"]
             self.written.append(stdin)
+        elif argv[0] == "ip6tables-nft-save":
+            out, code = self.rules6 or "", 0 if self.rules6 is not None else 1
+            assert code == 0 or not check, "this kernel has nothing for it"
+        elif argv[0] == "ip6tables-nft-restore":
+            self.rules6 = stdin
         else:
             assert argv[0] in ("iptables-nft-save", "iptables-nft-restore"), argv
-        return Result(self.name, tuple(argv), 0, out, "", 0.0)
+        return Result(self.name, tuple(argv), code, out, "", 0.0)
 
 
 def fail(kernel: Kernel, meanwhile: str) -> None:
@@ -63,3 +72,11 @@ def test_with_iptables_nothing_of_nftables_is_touched() -> None:
     with rules_put_back(kernel, "iptables-nft"):
         kernel.tables[IPV4] = ""
     assert kernel.written == []
+
+
+@pytest.mark.parametrize("before", [RULES6, "", None])
+def test_rules_of_ipv6_are_as_they_were(before: str | None) -> None:
+    kernel: Any = Kernel(rules6=before)
+    with rules_put_back(kernel, "iptables-nft"):
+        kernel.rules6 = RULES6.replace("ACCEPT", "DROP") if before else before
+    assert kernel.rules6 == before
