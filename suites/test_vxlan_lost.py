@@ -9,7 +9,7 @@ from testbed.fixtures import Facts, Path
 from testbed.nodes.deploy import Cluster
 from testbed.probes.capture import Selector, Window
 from testbed.probes.fabric import port_filter
-from testbed.probes.flows import Nonce, http_get, ping, udp_flows
+from testbed.probes.flows import Nonce, http_get, ping, pinged, udp_flows
 from testbed.probes.packets import Decoded
 
 PINGS = 3
@@ -74,6 +74,7 @@ def test_tcp_is_not_lost_where_pings_are_answered(path: Path, cluster: Cluster, 
         lost += ": the node's card or kernel drops it, or another program has the port"
     assert not reply.error, f"pings are answered, TCP is not: {lost}"
     ends = path.source.address.packed + path.address.packed
+    window.packets(path.target_nic, pinged(path.source, path.address))  # what came before it is captured, too
     syns = [p for p in window.everything(path.target_nic, ends) if p.inner and is_syn(p.inner)]
     assert syns, f"{path.target_nic}: no SYN"
     wrong = [p.udp for p in syns if p.udp and p.udp.wrong]
