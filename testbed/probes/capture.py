@@ -142,7 +142,8 @@ class Captures:
         by_node: dict[str, list[Target]] = {}
         for target in targets:
             by_node.setdefault(target.node.name, []).append(target)
-        room = max(LEAST_ROOM_KIB, min(MOST_ROOM_KIB, ROOM_KIB // max(1, sum(map(len, by_node.values())))))
+        taps = self.taps.keys() | {target.name for group in by_node.values() for target in group}
+        room = max(LEAST_ROOM_KIB, min(MOST_ROOM_KIB, ROOM_KIB // max(1, len(taps))))
         for group in by_node.values():
             self._launch(group, room)
         self._await_listening([target.name for group in by_node.values() for target in group])
